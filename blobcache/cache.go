@@ -1,0 +1,305 @@
+// Package blobcache keeps blobs on disk by their digest, and fetches each
+// missing one once, however many ask for it.
+//
+// A blob that is being fetched is a fill: a file that grows, and any number of
+// readers that follow it at their own pace. The package does not know where
+// blobs come from: it is given a Fetch.
+package blobcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+
+	"larder/ttl"
+)
+
+var (
+	// ErrDigest says that the bytes that arrived were not those of the digest.
+	// No reader has been given all of them, and none are kept.
+	ErrDigest = errors.New("digest mismatch")
+
+	// ErrClosed says that the cache was closed before the blob was complete.
+	ErrClosed = errors.New("blob cache closed")
+
+	// ErrNoRange is for a Fetch to return if it can't open a part of the blob
+	// but may be able to open all of it.
+	ErrNoRange = errors.New("no part of the blob can be had")
+)
+
+// Fetch opens a blob where it comes from, at offset and for length bytes (-1:
+// to the end). size is that of the whole blob, or -1 if nobody says. A Fetch
+// must honour offset or fail; at the blob's very end the body is empty. At
+// offset 0 the body may be longer than length. It is called with a context of
+// the cache's, not with that of a reader.
+type Fetch func(ctx context.Context, offset, length int64) (body io.ReadCloser, size int64, err error)
+
+// Outcome is how a Get was answered.
+type Outcome uint8
+
+// A blob was on disk, was on its way already, or had to be fetched.
+const (
+	Hit Outcome = iota
+	Join
+	Miss
+)
+
+// String returns the word that headers, metrics and logs use.
+func (o Outcome) String() string {
+	return [...]string{"hit", "join", "miss"}[o]
+}
+
+// Blob is a blob open for reading, complete or still arriving.
+type Blob struct {
+	// Content must be closed. It is an *os.File when the blob is complete, so
+	// that net/http sends it without copying. Otherwise reads wait for bytes
+	// to arrive, but no longer than the context given to Get, and Content has
+	// a method SendTo(w io.Writer, n int64) (int64, error) that sends the next
+	// n bytes without copying.
+	Content io.ReadSeekCloser
+	Size    int64 // -1: not known before the end; Content can't seek then
+	Outcome Outcome
+}
+
+// Config says what is kept and for how long. The zero Config keeps everything
+// for ever, and stops a fill when its last reader leaves.
+type Config struct {
+	TTL    time.Duration // since last use; 0: never
+	Linger time.Duration // how long a fill goes on after its last reader left
+	Logger *zap.Logger   // nil: none
+
+	// Connections is how many may fetch one large blob at once. With 0 or 1, a
+	// whole blob is asked for in one.
+	Connections int
+}
+
+// Cache is a directory of blobs. Its methods may be called by several
+// goroutines.
+type Cache struct {
+	root   *os.Root
+	cfg    Config
+	log    *zap.Logger
+	ctx    context.Context // of all fills; ends with Close
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup // the fills
+	due    ttl.Queue[digest.Digest]
+	bufs   sync.Pool // of *[]byte, chunk long
+	count  counters
+	sizes  sizes // immutable after Open
+
+	// mu guards the maps, what the entries hold, and the fields of a fill that
+	// say so. It may be taken before a fill's own lock, never after.
+	mu      sync.Mutex
+	entries map[digest.Digest]*entry
+	fills   map[digest.Digest]*fill
+	lied    map[digest.Digest]bool // a part of it was wrong: next time in one
+}
+
+// Stats is what a cache holds and what it has done since it was opened.
+type Stats struct {
+	Entries, Bytes               int64 // complete blobs on disk
+	Partials, PartialBytes       int64 // parked fills, kept for resuming
+	Fills                        int64 // running now
+	Hits, Joins, Misses          int64
+	Fetched                      int64 // bytes that came from a Fetch
+	Resumed                      int64 // bodies that broke and were gone on with
+	Mismatches                   int64 // fills thrown away for ErrDigest
+	Damaged                      int64 // files thrown away, as they were not what was stored
+	Expired, ExpireErrors, Scans int64
+}
+
+type counters struct {
+	outcomes                                                      [3]atomic.Int64
+	fetched, resumed, mismatches, damaged, expired, failed, scans atomic.Int64
+}
+
+// Open makes a cache of the directory root, which is then the cache's own to
+// use and close, and which may hold blobs already: they can be asked for at
+// once. Run must be running for anything to expire.
+func Open(root *os.Root, cfg Config) (*Cache, error) {
+	if err := root.MkdirAll(partialDir, 0o700); err != nil {
+		return nil, fmt.Errorf("open blob cache: %w", err)
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = zap.NewNop()
+	}
+	c := &Cache{
+		root:    root,
+		cfg:     cfg,
+		log:     log,
+		sizes:   usualSizes(),
+		entries: make(map[digest.Digest]*entry),
+		fills:   make(map[digest.Digest]*fill),
+		lied:    make(map[digest.Digest]bool),
+	}
+	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	return c, nil
+}
+
+// Close ends the running fills, keeping what has arrived, and waits for them.
+func (c *Cache) Close() error {
+	c.mu.Lock() // so that no fill starts between the cancel and the wait
+	c.cancel(ErrClosed)
+	c.mu.Unlock()
+	c.wg.Wait()
+	return c.root.Close()
+}
+
+// Get opens the blob with digest d, which must be valid. If neither the disk
+// nor a running fill has it, fetch is asked for all of it. Get returns when the
+// first byte can be read, so that an error of fetch is still an error of Get. A
+// joined fill's error is that of the Fetch which started it.
+func (c *Cache) Get(ctx context.Context, d digest.Digest, fetch Fetch) (*Blob, error) {
+	return c.GetRange(ctx, d, 0, -1, fetch)
+}
+
+// GetRange is Get for a reader that wants length bytes (-1: to the end) from
+// offset. Nothing much beyond them is fetched, unless that is the whole blob.
+// Content is that of the whole blob all the same.
+func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length int64, fetch Fetch) (*Blob, error) {
+	w := newWant(offset, length)
+	for {
+		if blob, err := c.openComplete(d); blob != nil || err != nil {
+			return blob, err
+		}
+		f, outcome, err := c.joinOrStart(d, fetch)
+		if err != nil {
+			return nil, err
+		}
+		if f == nil {
+			continue // it was completed just now
+		}
+		if outcome == parking {
+			select {
+			case <-f.gone:
+				continue
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		content, size, err := f.open(ctx, w)
+		if err != nil {
+			if errors.Is(err, errMissed) {
+				c.abandon(f)
+			}
+			c.leave(f)
+			if errors.Is(err, errMissed) || errors.Is(err, errDamaged) {
+				select {
+				case <-f.gone:
+					continue
+				case <-ctx.Done():
+					return nil, context.Cause(ctx)
+				}
+			}
+			return nil, err
+		}
+		if content.stored {
+			outcome = Hit
+		}
+		content.close = func() { c.leave(f) }
+		c.count.outcomes[outcome].Add(1)
+		return &Blob{Content: content, Size: size, Outcome: outcome}, nil
+	}
+}
+
+// Size is the size of a blob that is on disk or on its way. It never starts a
+// fill and never waits.
+func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
+	c.mu.Lock()
+	e, f := c.entries[d], c.fills[d]
+	if e != nil && !e.partial {
+		size = e.size
+		c.mu.Unlock()
+		return size, true
+	}
+	c.mu.Unlock()
+	if f != nil {
+		size = f.knownSize()
+		return size, size >= 0
+	}
+	fi, err := c.root.Stat(blobName(d)) // not scanned yet
+	if err != nil || !fi.Mode().IsRegular() {
+		return 0, false
+	}
+	return fi.Size(), true
+}
+
+// Stats says what the cache holds and has done.
+func (c *Cache) Stats() Stats {
+	s := Stats{
+		Hits:         c.count.outcomes[Hit].Load(),
+		Joins:        c.count.outcomes[Join].Load(),
+		Misses:       c.count.outcomes[Miss].Load(),
+		Fetched:      c.count.fetched.Load(),
+		Resumed:      c.count.resumed.Load(),
+		Mismatches:   c.count.mismatches.Load(),
+		Damaged:      c.count.damaged.Load(),
+		Expired:      c.count.expired.Load(),
+		ExpireErrors: c.count.failed.Load(),
+		Scans:        c.count.scans.Load(),
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.Fills = int64(len(c.fills))
+	for _, e := range c.entries {
+		if e.partial {
+			s.Partials++
+			s.PartialBytes += e.size
+		} else {
+			s.Entries++
+			s.Bytes += e.size
+		}
+	}
+	return s
+}
+
+// openComplete opens a blob that is on disk and that this process has verified.
+// It returns neither blob nor error if a fill has to see to it.
+func (c *Cache) openComplete(d digest.Digest) (*Blob, error) {
+	known := c.lookup(d)
+	f, err := c.root.Open(blobName(d))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		c.forget(d, known)
+		return nil, nil
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return nil, fmt.Errorf("open blob %s: %w", d, err)
+	case err != nil:
+		c.discard(d, known, err)
+		return nil, nil
+	}
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		c.discard(d, known, err)
+		return nil, nil
+	}
+	if !c.use(d, known, fi) {
+		f.Close()
+		return nil, nil
+	}
+	c.count.outcomes[Hit].Add(1)
+	return &Blob{Content: f, Size: fi.Size(), Outcome: Hit}, nil
+}
+
+// discard removes what has a blob's name and can't be a blob, so that the blob
+// is fetched again.
+func (c *Cache) discard(d digest.Digest, e *entry, err error) {
+	c.log.Error("blob file is damaged; fetching the blob again", zap.Stringer("digest", d), zap.Error(err))
+	if err := c.root.RemoveAll(blobName(d)); err != nil {
+		c.log.Error("damaged blob file not removed", zap.Stringer("digest", d), zap.Error(err))
+	}
+	c.forget(d, e)
+}

@@ -1,0 +1,234 @@
+package blobcache
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// chunk is the largest piece that is read, written and hashed at once:
+	// large enough to make system calls rare, small enough to stay in cache.
+	chunk = 256 << 10
+
+	// saveEvery is how much may arrive before the extents are written down: a
+	// crash costs at most so much.
+	saveEvery = 4 << 20
+
+	// resumeTries bounds how often in a row a fetch may fail without a byte
+	// having arrived; the pauses between grow from resumePause.
+	resumeTries = 4
+	resumePause = 250 * time.Millisecond
+)
+
+var (
+	// errSize says that upstream contradicts itself.
+	errSize = fmt.Errorf("%w: its size changed", ErrDigest)
+
+	// errStore says that the disk, not upstream, is at fault.
+	errStore = errors.New("blob can't be written")
+)
+
+// bring is a fetcher's goroutine: it fetches its claim, and decides what a
+// failure means.
+func (f *fill) bring(c *claim) {
+	err := f.fetchClaim(c)
+	if err != nil && f.ctx.Err() == nil && !errors.Is(err, ErrNoRange) && f.mayTryAgain(c, err) {
+		f.cache.count.resumed.Add(1)
+		f.cache.log.Warn("blob broke off; going on", zap.Stringer("digest", f.digest), zap.Int64("offset", c.pos), zap.Error(err))
+		select {
+		case <-time.After(resumePause << f.failed()):
+		case <-f.ctx.Done():
+		}
+		err = nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.claims, c) // what is missing of it is planned for again
+	switch {
+	case f.ctx.Err() != nil:
+	case errors.Is(err, ErrNoRange) && (c.from > 0 || c.asked < math.MaxInt64): // others may have found out before
+		f.inOne = true
+	case err != nil:
+		f.givenUp = err
+	}
+	f.plan()
+	f.wake()
+}
+
+// mayTryAgain notes a failure and reports whether it is one to go on after. Who
+// has been promised nothing yet is better served with a clear error.
+func (f *fill) mayTryAgain(c *claim, err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.answered || errors.Is(err, errSize) || errors.Is(err, errStore) {
+		return false
+	}
+	if c.pos > c.from {
+		f.failures = 0
+	}
+	f.failures++
+	f.parallel = 1 // more connections than upstream likes, perhaps
+	return f.failures <= resumeTries
+}
+
+func (f *fill) failed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failures
+}
+
+// fetchClaim opens the body of a claim and copies it.
+func (f *fill) fetchClaim(c *claim) error {
+	f.mu.Lock()
+	pos, length := c.pos, c.end-c.pos
+	if c.asked = c.end; c.end >= f.limit() {
+		length, c.asked = -1, math.MaxInt64
+	}
+	f.mu.Unlock()
+	body, size, err := f.fetch(f.ctx, pos, length)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := f.answer(size); err != nil {
+		return err
+	}
+	return f.copyBody(c, body)
+}
+
+// answer takes note of what a fetch says about the whole blob.
+func (f *fill) answer(size int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case size >= 0 && f.size >= 0 && size != f.size:
+		return fmt.Errorf("%w: %d, was %d", errSize, size, f.size)
+	case size >= 0 && f.size < 0:
+		if f.have.end() > size && f.answered {
+			return fmt.Errorf("%w: %d, but there is more", errSize, size)
+		}
+		if f.have.end() > size {
+			// What is in the file can't be the beginning of this blob. Nobody
+			// has been shown any of it, as nothing was known of the blob.
+			f.have = nil
+			if err := f.file.Truncate(0); err != nil {
+				return fmt.Errorf("%w: %w", errStore, err)
+			}
+		}
+		f.size = size
+	}
+	f.answered = true
+	f.plan() // there may be more to do than for one fetcher
+	f.wake()
+	return nil
+}
+
+// copyBody writes a body to the file, from c.pos on, until its end or that of
+// the claim. A body that is longer than was asked for comes from an upstream
+// that knows no parts: it is the whole blob, and used as that.
+func (f *fill) copyBody(c *claim, body io.Reader) error {
+	buf := f.cache.bufs.Get().(*[]byte)
+	defer f.cache.bufs.Put(buf)
+	for pos := c.pos; ; {
+		n, err := body.Read(*buf)
+		if n > 0 {
+			f.cache.count.fetched.Add(int64(n))
+			more, err := f.put(c, pos, (*buf)[:n])
+			if err != nil || !more {
+				return err
+			}
+			pos += int64(n)
+		}
+		switch {
+		case err == nil:
+		case err != io.EOF: // upstream's errors may wrap one
+			return err
+		default:
+			return f.ended(c, pos)
+		}
+	}
+}
+
+// put writes what has arrived for pos. more is false if the claim is fulfilled
+// and what follows is not needed from here.
+func (f *fill) put(c *claim, pos int64, p []byte) (more bool, err error) {
+	f.mu.Lock()
+	end := pos + int64(len(p))
+	if f.size >= 0 && end > f.size {
+		f.mu.Unlock()
+		return false, fmt.Errorf("%w: more than the promised %d bytes", errSize, f.size)
+	}
+	if end > c.asked && c.from == 0 {
+		f.inOne, c.end, c.asked = true, math.MaxInt64, math.MaxInt64
+	}
+	p = p[:max(min(end, c.end)-pos, 0)]
+	save := f.scattered && (f.unsaved < 0 || f.unsaved >= f.cache.sizes.saveEvery)
+	f.mu.Unlock()
+	if save { // at the latest before the first byte that the file's length would not tell of
+		if err := f.save(); err != nil {
+			return false, fmt.Errorf("%w: %w", errStore, err)
+		}
+	}
+	if err := f.write(p, pos); err != nil {
+		return false, fmt.Errorf("%w: %w", errStore, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.pos = pos + int64(len(p))
+	if len(p) > 0 {
+		f.failures = 0
+		if f.unsaved >= 0 {
+			f.unsaved += int64(len(p))
+		}
+		f.wake()
+	}
+	return c.pos == end, nil
+}
+
+// write writes those bytes of p, which are for pos, that have not arrived yet.
+// What has may have been hashed already, and must stay what it was.
+func (f *fill) write(p []byte, pos int64) error {
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	for from, end := pos, pos+int64(len(p)); ; {
+		f.mu.Lock()
+		hole := f.have.hole(from)
+		f.mu.Unlock()
+		if hole.Start >= end {
+			return nil
+		}
+		hole.End = min(hole.End, end)
+		if _, err := f.file.WriteAt(p[hole.Start-pos:hole.End-pos], hole.Start); err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.have = f.have.add(hole)
+		f.mu.Unlock()
+		from = hole.End
+	}
+}
+
+// ended decides what the end of a body at pos means.
+func (f *fill) ended(c *claim, pos int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.size < 0 && pos == c.asked: // there may be more
+		return nil
+	case f.size < 0 && f.have.end() > pos:
+		return fmt.Errorf("%w: the end is at %d, but there is more", errSize, pos)
+	case f.size < 0:
+		f.size = pos // nobody said it, but this was all of it
+		f.wake()
+		return nil
+	case pos < min(c.end, f.size):
+		return io.ErrUnexpectedEOF
+	default:
+		return nil
+	}
+}

@@ -1,0 +1,345 @@
+package blobcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+
+	"larder/blobcache/durable"
+)
+
+const (
+	// parking is the outcome of joining a fill that has just been given up: it
+	// is waited for, and a new one goes on where it stopped.
+	parking Outcome = 255
+
+	// whole is the size up to which a blob is held back until its digest is
+	// right: for so little, a clear error is worth more than an early byte.
+	whole = 64 << 10
+
+	// maxLied bounds how many digests are remembered of which a part was wrong.
+	maxLied = 10_000
+)
+
+var (
+	// errParked ends a fill that nobody has wanted for the linger time.
+	errParked = errors.New("fill parked")
+
+	// errDamaged ends a fill of a stored blob that is not what it should be. The
+	// next one fetches it.
+	errDamaged = errors.New("blob file is damaged")
+)
+
+// fill is one blob on its way to disk: a sparse file and the set of extents
+// that have arrived. Readers and fetchers meet there and nowhere else. A reader
+// waits for the bytes at its offset; what is wanted and missing is planned for;
+// each fetcher brings one segment.
+type fill struct {
+	cache  *Cache
+	digest digest.Digest
+	fetch  Fetch
+	ctx    context.Context // of the fill; no reader's
+	cancel context.CancelCauseFunc
+	gone   chan struct{} // closed once the fill has left the map of fills
+
+	readers int         // guarded by Cache.mu
+	linger  *time.Timer // guarded by Cache.mu; runs while there are no readers
+	parked  bool        // guarded by Cache.mu; ending, not to be joined
+	over    bool        // guarded by Cache.mu; out of the map, its file to be closed by its last reader
+
+	file     *os.File       // set before anything is planned or shown
+	info     fs.FileInfo    // of file, when it was opened
+	stored   bool           // file is the blob's, which this process has not verified yet; set with it
+	fetchers sync.WaitGroup // of the running ones; run waits for them
+	saving   sync.Mutex     // held while the extents are written beside the file
+	writing  sync.Mutex     // held while a hole is written to, so that no byte is twice
+
+	// mu guards the fields below. changed is closed and replaced whenever
+	// readers or the hash may have something new to look at.
+	mu        sync.Mutex
+	changed   chan struct{}
+	planning  bool            // fetchers may be started
+	answered  bool            // a fetch has: there is a blob, and size is its size
+	size      int64           // -1: not known
+	have      extents         // what has arrived and can be read from the file
+	claims    map[*claim]bool // what is being fetched
+	wants     map[*want]bool  // what readers wait for, or have last waited for
+	wantAll   bool            // some reader wanted the whole blob: go on without it
+	inOne     bool            // no parts: one fetch, from the start
+	parallel  int             // how many fetchers may bring what one reader wants
+	scattered bool            // have is more than a beginning; it is kept in a file
+	unsaved   int64           // bytes that have arrived since that file was written; -1: there is none
+	failures  int             // of fetches, in a row
+	givenUp   error           // why nothing more is fetched
+	verified  bool            // all bytes are in the file and have the digest
+	err       error           // why the fill ended otherwise
+}
+
+// joinOrStart adds a reader to the fill of d, starting one if there is none.
+// It returns no fill if the blob has become complete. The caller must leave
+// what it joined.
+func (c *Cache) joinOrStart(d digest.Digest, fetch Fetch) (*fill, Outcome, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f := c.fills[d]; f != nil {
+		if f.parked {
+			return f, parking, nil
+		}
+		f.readers++
+		if f.linger != nil {
+			f.linger.Stop()
+		}
+		return f, Join, nil
+	}
+	// A fill leaves the map after its blob is in the index: with the lock
+	// held, in neither means that nobody is fetching it.
+	if e := c.entries[d]; e != nil && !e.partial && e.verified != (stamp{}) {
+		return nil, Hit, nil
+	}
+	if c.ctx.Err() != nil {
+		return nil, Miss, ErrClosed
+	}
+	f := &fill{
+		cache:    c,
+		digest:   d,
+		fetch:    fetch,
+		gone:     make(chan struct{}),
+		readers:  1,
+		changed:  make(chan struct{}),
+		size:     -1,
+		unsaved:  -1,
+		claims:   make(map[*claim]bool),
+		wants:    make(map[*want]bool),
+		parallel: max(c.cfg.Connections, 1),
+		inOne:    c.lied[d],
+	}
+	f.ctx, f.cancel = context.WithCancelCause(c.ctx)
+	c.fills[d] = f
+	c.wg.Go(func() { c.run(f) })
+	return f, Miss, nil
+}
+
+// leave takes a reader from f. The last one to leave gives the fill its linger
+// time to find a new one.
+func (c *Cache) leave(f *fill) {
+	c.mu.Lock()
+	f.readers--
+	last := f.readers == 0
+	over := f.over
+	if last && !over {
+		f.linger = time.AfterFunc(c.cfg.Linger, func() { c.park(f) })
+	}
+	c.mu.Unlock()
+	if last && over {
+		f.closeFile()
+	}
+}
+
+// closeFile is called when the fill has ended and nobody will open its file any
+// more: until then no other file can be taken for it (see openFile).
+func (f *fill) closeFile() {
+	if f.file != nil {
+		f.file.Close()
+	}
+}
+
+func (c *Cache) park(f *fill) {
+	c.mu.Lock()
+	idle := f.readers == 0
+	if idle {
+		f.parked = true
+	}
+	c.mu.Unlock()
+	if idle {
+		f.cancel(errParked)
+	}
+}
+
+// abandon ends a fill that has lost its file; the next one begins anew.
+func (c *Cache) abandon(f *fill) {
+	c.mu.Lock()
+	f.parked = true
+	c.mu.Unlock()
+	f.cancel(errMissed)
+}
+
+// run is the fill's goroutine: it ends when the blob is complete, can't be
+// had, or is no longer wanted.
+func (c *Cache) run(f *fill) {
+	err := c.fillFile(f)
+	f.mu.Lock()
+	f.planning = false
+	f.mu.Unlock()
+	if err != nil && f.ctx.Err() != nil {
+		err = context.Cause(f.ctx)
+	}
+	switch {
+	case f.stored && (errors.Is(err, ErrDigest) || errors.Is(err, errStore)):
+		err = fmt.Errorf("%w: %w", errDamaged, err)
+		c.count.damaged.Add(1)
+	case errors.Is(err, ErrDigest):
+		c.count.mismatches.Add(1)
+	}
+	f.update(func() {
+		if f.err = err; err == nil {
+			f.verified = true
+		}
+	})
+	f.cancel(nil) // what the fetchers still bring is there already, or of no use
+	f.fetchers.Wait()
+
+	kept := c.settle(f, err)
+	if c.end(f, kept, err) {
+		f.closeFile()
+	}
+}
+
+// end takes the fill out of the map, and what it has kept into the index. It
+// reports whether no readers are left.
+func (c *Cache) end(f *fill, kept *entry, err error) (unread bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if kept != nil {
+		c.add(f.digest, kept)
+	} else if e := c.entries[f.digest]; e != nil { // the file it stood for is gone
+		delete(c.entries, f.digest)
+		c.due.Delete(f.digest)
+	}
+	if err == nil {
+		delete(c.lied, f.digest)
+	} else if errors.Is(err, ErrDigest) && f.scattered {
+		if len(c.lied) >= maxLied {
+			clear(c.lied)
+		}
+		c.lied[f.digest] = true
+	}
+	delete(c.fills, f.digest)
+	if f.linger != nil {
+		f.linger.Stop()
+	}
+	f.over = true
+	close(f.gone)
+	return f.readers == 0
+}
+
+// settle does what is due with the file of a fill that has ended. It returns
+// the entry of the file that is left, if one is.
+func (c *Cache) settle(f *fill, err error) *entry {
+	if f.file == nil {
+		c.log.Error("no file for a blob", zap.Stringer("digest", f.digest), zap.Error(err))
+		return nil
+	}
+	now, arrived := time.Now(), f.have.bytes()
+	switch {
+	case f.stored:
+		return c.settleStored(f, err)
+	case err == nil:
+		// The readers have their last byte; nobody waits for the disk.
+		err := f.file.Truncate(f.size) // somebody may have made it longer
+		if err == nil {
+			err = durable.Commit(c.root, f.file, partialName(f.digest), blobName(f.digest))
+		}
+		if err != nil {
+			c.log.Error("blob not stored", zap.Stringer("digest", f.digest), zap.Error(err))
+			break
+		}
+		if f.scattered {
+			c.removePartial(f.digest)
+		}
+		return f.verifiedEntry(now)
+	case errors.Is(err, ErrDigest):
+		c.log.Error("wrong bytes arrived; blob thrown away",
+			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Bool("in parts", f.scattered), zap.Error(err))
+	case arrived > 0:
+		if err := f.save(); err != nil {
+			c.log.Warn("extents of a partial blob not recorded", zap.Stringer("digest", f.digest), zap.Error(err))
+			break
+		}
+		c.log.Info("blob left incomplete; kept for resuming",
+			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Int64("size", f.size), zap.Error(err))
+		return &entry{size: arrived, used: now, touched: now, partial: true}
+	}
+	c.removePartial(f.digest)
+	return nil
+}
+
+// settleStored does what is due with a blob file that was looked at again. One
+// that could not be read to its end, as larder stops, is for the next process.
+func (c *Cache) settleStored(f *fill, err error) *entry {
+	if err == nil {
+		now := time.Now() // of this use
+		if err := c.root.Chtimes(blobName(f.digest), now, now); err != nil {
+			c.log.Warn("use of a blob not recorded; it may expire early", zap.Stringer("digest", f.digest), zap.Error(err))
+		}
+		return f.verifiedEntry(now)
+	}
+	if fi, statErr := f.file.Stat(); statErr == nil && !errors.Is(err, errDamaged) {
+		return &entry{size: fi.Size(), used: fi.ModTime(), touched: fi.ModTime()}
+	}
+	c.discard(f.digest, nil, err)
+	return nil
+}
+
+// verifiedEntry is the entry of the fill's file, whose digest is right.
+func (f *fill) verifiedEntry(now time.Time) *entry {
+	fi, err := f.file.Stat()
+	if err != nil { // then it is looked at once more
+		return &entry{size: f.have.bytes(), used: now, touched: now}
+	}
+	return &entry{size: fi.Size(), used: now, touched: fi.ModTime(), verified: stampOf(fi)}
+}
+
+// removePartial removes what is left of a fill's file and its extents, in this
+// order: without them, the file would be taken for a beginning.
+func (c *Cache) removePartial(d digest.Digest) {
+	if err := errors.Join(remove(c.root, partialName(d)), remove(c.root, partialName(d)+extentsSuffix)); err != nil {
+		c.log.Warn("partial blob not removed", zap.Stringer("digest", d), zap.Error(err))
+	}
+}
+
+// remove removes a file that may be gone already.
+func remove(root *os.Root, name string) error {
+	if err := root.Remove(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// update changes the fields that mu guards and wakes everybody who waits.
+func (f *fill) update(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+	f.wake()
+}
+
+// wake needs mu.
+func (f *fill) wake() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fill) knownSize() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.size
+}
+
+// limit is where the blob ends, as far as is known. Needs mu.
+func (f *fill) limit() int64 {
+	if f.size < 0 {
+		return math.MaxInt64
+	}
+	return f.size
+}
+
+// complete reports whether all bytes have arrived, or too many. Needs mu.
+func (f *fill) complete() bool { return f.size >= 0 && f.have.run(0) >= f.size }

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// writePair writes a certificate with this name and its key into dir.
+func writePair(t *testing.T, dir, name string) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert = writeFile(t, filepath.Join(dir, "tls.crt"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	key = writeFile(t, filepath.Join(dir, "tls.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})))
+	return cert, key
+}
+
+// shown is the name in the certificate that a client sees.
+func shown(t *testing.T, c *certificate) string {
+	t.Helper()
+	client, server := net.Pipe()
+	defer client.Close()
+	defer server.Close()
+	conn := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
+	done := make(chan error, 1)
+	go func() { done <- tls.Server(server, &tls.Config{GetCertificate: c.get}).Handshake() }()
+	if err := conn.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return conn.ConnectionState().PeerCertificates[0].Subject.CommonName
+}
+
+func TestCertificateIsReadAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.DebugLevel)
+		c := &certificate{log: zap.New(core)}
+		dir := t.TempDir()
+		// date gives both files a time of the bubble's, as a copy that keeps
+		// times would.
+		date := func(at time.Time) {
+			for _, path := range []string{c.cert, c.key} {
+				if err := os.Chtimes(path, at, at); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		want := func(name string, infos, errors int) {
+			t.Helper()
+			time.Sleep(2 * certificateCheck)
+			for range 3 {
+				if got := shown(t, c); got != name {
+					t.Errorf("clients see %q, want %q", got, name)
+				}
+			}
+			if i, e := logs.FilterLevelExact(zap.InfoLevel).Len(), logs.FilterLevelExact(zap.ErrorLevel).Len(); i != infos || e != errors {
+				t.Errorf("%d lines of news and %d of errors, want %d and %d", i, e, infos, errors)
+			}
+			logs.TakeAll()
+		}
+
+		c.cert, c.key = writePair(t, dir, "first")
+		date(time.Now())
+		if err := c.load(); err != nil {
+			t.Fatal(err)
+		}
+		want("first", 0, 0)
+
+		writePair(t, dir, "second")
+		date(time.Now())
+		want("second", 1, 0)
+
+		writeFile(t, c.cert, "half of a cert")
+		date(time.Now())
+		want("second", 0, 1) // one line, not one a handshake
+
+		writePair(t, dir, "third")
+		date(time.Now())
+		want("third", 1, 0)
+
+		old, _ := writePair(t, t.TempDir(), "another")
+		content, err := os.ReadFile(old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, c.cert, string(content)) // of another key
+		date(time.Now())
+		want("third", 0, 1)
+
+		if err := os.Remove(c.cert); err != nil {
+			t.Fatal(err)
+		}
+		want("third", 0, 1)
+
+		writePair(t, dir, "put back")
+		date(time.Now().Add(-24 * time.Hour))
+		want("put back", 1, 0)
+	})
+}
+
+func TestCertificateIsLookedAtOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &certificate{log: zap.NewNop()}
+		dir := t.TempDir()
+		c.cert, c.key = writePair(t, dir, "first")
+		if err := c.load(); err != nil {
+			t.Fatal(err)
+		}
+		writePair(t, dir, "second")
+		later := time.Now().Add(time.Hour)
+		if err := os.Chtimes(c.cert, later, later); err != nil {
+			t.Fatal(err)
+		}
+		if got := shown(t, c); got != "first" {
+			t.Errorf("clients see %q at once, want %q", got, "first")
+		}
+		time.Sleep(certificateCheck)
+		if got := shown(t, c); got != "second" {
+			t.Errorf("clients see %q after a second, want %q", got, "second")
+		}
+	})
+}
+
+func TestBadCertificateAtStart(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := writePair(t, dir, "x")
+	for name, c := range map[string]*certificate{
+		"no cert":  {cert: filepath.Join(dir, "none"), key: key},
+		"no key":   {cert: cert, key: filepath.Join(dir, "none")},
+		"swapped":  {cert: key, key: cert},
+		"a folder": {cert: dir, key: key},
+	} {
+		if err := c.load(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/agnivade/levenshtein"
+	"github.com/caarlos0/env/v11"
+	"go.uber.org/zap/zapcore"
+
+	"larder/handler/upstream"
+)
+
+// config is the environment, read. It is the program's whole configuration.
+type config struct {
+	Addr         string `env:"LARDER_ADDR" envDefault:"127.0.0.1:5000"`
+	AdminAddr    string `env:"LARDER_ADMIN_ADDR"`
+	UpstreamList string `env:"LARDER_UPSTREAMS" envDefault:"docker.io"`
+	CacheDir     string `env:"LARDER_CACHE_DIR"`
+
+	Username     string `env:"LARDER_USERNAME"`
+	Password     string `env:"LARDER_PASSWORD"`
+	PasswordFile string `env:"LARDER_PASSWORD_FILE"`
+
+	BlobTTL     time.Duration `env:"LARDER_BLOB_TTL" envDefault:"168h"`
+	ManifestTTL time.Duration `env:"LARDER_MANIFEST_TTL" envDefault:"168h"`
+	TagTTL      time.Duration `env:"LARDER_TAG_TTL" envDefault:"0s"`
+
+	FetchConnections    connections `env:"LARDER_FETCH_CONNECTIONS" envDefault:"4"`
+	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
+
+	TLSCert  string `env:"LARDER_TLS_CERT"`
+	TLSKey   string `env:"LARDER_TLS_KEY"`
+	Htpasswd string `env:"LARDER_HTPASSWD"`
+
+	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
+	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`
+
+	ShutdownGrace time.Duration `env:"LARDER_SHUTDOWN_GRACE" envDefault:"20s"`
+
+	upstreams []upstream.Registry // of UpstreamList
+	unknown   []unknownVariable
+}
+
+// connections is how many there may be: at least one.
+type connections int
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (c *connections) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 16)
+	if err != nil || n == 0 {
+		return strconv.ErrRange
+	}
+	*c = connections(n)
+	return nil
+}
+
+// defaultAdminAddr is not a default of the struct's: the variable may be empty.
+const defaultAdminAddr = "127.0.0.1:5001"
+
+// unknownVariable is a LARDER_ variable that larder does not know.
+type unknownVariable struct{ name, didYouMean string }
+
+// configError is everything that is wrong with the configuration.
+type configError struct{ problems []error }
+
+// Error has a line for each problem.
+func (e *configError) Error() string {
+	var s strings.Builder
+	s.WriteString("wrong configuration:")
+	for _, p := range e.problems {
+		s.WriteString("\n  " + p.Error())
+	}
+	return s.String()
+}
+
+// kubernetesVariable are those that Kubernetes sets in every pod of a namespace
+// that has a Service called larder.
+var kubernetesVariable = regexp.MustCompile(`^LARDER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+
+// readConfig reads the environment. The error is a *configError with all that
+// is wrong.
+func readConfig(environ []string) (*config, error) {
+	vars := make(map[string]string)
+	for _, v := range environ {
+		if name, value, ok := strings.Cut(v, "="); ok && strings.HasPrefix(name, "LARDER_") {
+			vars[name] = value
+		}
+	}
+	cfg := new(config)
+	var problems []error
+	if err := env.ParseWithOptions(cfg, env.Options{Environment: vars}); err != nil {
+		problems = namedProblems(err)
+	}
+	if _, ok := vars["LARDER_ADMIN_ADDR"]; !ok {
+		cfg.AdminAddr = defaultAdminAddr
+	}
+	problems = append(problems, cfg.check()...)
+	if len(problems) > 0 {
+		return nil, &configError{problems}
+	}
+	cfg.unknown = unknownVariables(vars)
+	return cfg, nil
+}
+
+// namedProblems makes the parser's errors, which are about Go fields, about
+// variables. A value is not repeated: it may be a secret in the wrong place.
+func namedProblems(err error) []error {
+	all, ok := errors.AsType[env.AggregateError](err)
+	if !ok {
+		return []error{err}
+	}
+	var problems []error
+	for _, err := range all.Errors {
+		if p, ok := errors.AsType[env.ParseError](err); ok {
+			err = fmt.Errorf("%s: not %s", variable(p.Name), form(p.Type))
+		}
+		problems = append(problems, err)
+	}
+	return problems
+}
+
+// form says what a value of the type looks like.
+func form(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[time.Duration]():
+		return "a duration like 30s, 20m or 168h"
+	case reflect.TypeFor[zapcore.Level]():
+		return "one of debug, info, warn, error"
+	case reflect.TypeFor[connections]():
+		return "a number of connections, 1 or more"
+	default:
+		return "a " + t.String()
+	}
+}
+
+// variable is the environment variable that a field of config is read from.
+func variable(field string) string {
+	if f, ok := reflect.TypeFor[config]().FieldByName(field); ok {
+		return f.Tag.Get("env")
+	}
+	return field
+}
+
+// check finds what parses and still can't be.
+func (c *config) check() (problems []error) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	var err error
+	if c.upstreams, err = upstream.ParseList(c.UpstreamList); err != nil {
+		bad("LARDER_UPSTREAMS: %w", err)
+	}
+	if c.CacheDir == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			bad("LARDER_CACHE_DIR: not set, and there is no default: %w", err)
+		}
+		c.CacheDir = filepath.Join(dir, "larder")
+	}
+	for _, field := range []struct {
+		name string
+		d    time.Duration
+	}{
+		{"LARDER_BLOB_TTL", c.BlobTTL}, {"LARDER_MANIFEST_TTL", c.ManifestTTL}, {"LARDER_TAG_TTL", c.TagTTL}, {"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
+	} {
+		if field.d < 0 {
+			bad("%s: %v is negative", field.name, field.d)
+		}
+	}
+	if !validAddr(c.Addr) {
+		bad("LARDER_ADDR: not an address like 127.0.0.1:5000")
+	}
+	if c.AdminAddr != "" && !validAddr(c.AdminAddr) {
+		bad("LARDER_ADMIN_ADDR: not an address like 127.0.0.1:5001")
+	}
+	if c.LogLevel > zapcore.ErrorLevel {
+		bad("LARDER_LOG_LEVEL: not %s", form(reflect.TypeFor[zapcore.Level]()))
+	}
+	if c.LogFormat != "json" && c.LogFormat != "console" {
+		bad("LARDER_LOG_FORMAT: not one of json, console")
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		bad("LARDER_TLS_CERT, LARDER_TLS_KEY: one is set without the other")
+	}
+	if c.Password != "" && c.PasswordFile != "" {
+		bad("LARDER_PASSWORD, LARDER_PASSWORD_FILE: both are set")
+	}
+	if secret := c.Password != "" || c.PasswordFile != ""; secret && c.Username == "" {
+		bad("LARDER_USERNAME: not set, but a password is")
+	} else if !secret && c.Username != "" {
+		bad("LARDER_USERNAME: set without LARDER_PASSWORD or LARDER_PASSWORD_FILE")
+	}
+	return problems
+}
+
+func validAddr(addr string) bool {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	_, err = net.LookupPort("tcp", port)
+	return err == nil && port != ""
+}
+
+// unknownVariables finds misspelt ones. They are worth a warning, never an
+// error: others may set variables of that prefix.
+func unknownVariables(vars map[string]string) []unknownVariable {
+	var known []string
+	for f := range reflect.TypeFor[config]().Fields() {
+		if name := f.Tag.Get("env"); name != "" {
+			known = append(known, name)
+		}
+	}
+	var unknown []unknownVariable
+	for _, name := range slices.Sorted(maps.Keys(vars)) {
+		if slices.Contains(known, name) || kubernetesVariable.MatchString(name) {
+			continue
+		}
+		nearest := slices.MinFunc(known, func(a, b string) int {
+			return levenshtein.ComputeDistance(name, a) - levenshtein.ComputeDistance(name, b)
+		})
+		if levenshtein.ComputeDistance(name, nearest) > len(name)/3 {
+			nearest = ""
+		}
+		unknown = append(unknown, unknownVariable{name, nearest})
+	}
+	return unknown
+}

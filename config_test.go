@@ -1,0 +1,224 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zapcore"
+)
+
+func TestConfigDefaults(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("XDG_CACHE_HOME", "")
+	defaults := config{
+		Addr: "127.0.0.1:5000", AdminAddr: "127.0.0.1:5001", UpstreamList: "docker.io", CacheDir: filepath.Join(home, ".cache", "larder"),
+		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32,
+		LogLevel: zapcore.InfoLevel, LogFormat: "json", ShutdownGrace: 20 * time.Second,
+	}
+	var empty []string // a variable that is there and empty is one that is not there
+	for f := range reflect.TypeFor[config]().Fields() {
+		if name := f.Tag.Get("env"); name != "" && name != "LARDER_ADMIN_ADDR" {
+			empty = append(empty, name+"=")
+		}
+	}
+	for name, environ := range map[string][]string{"nothing": nil, "others": {"PATH=/bin", "LARDERADDR=x", "larder_addr=x", "LARDER_"}, "empty": empty} {
+		t.Run(name, func(t *testing.T) {
+			cfg, err := readConfig(environ)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(cfg.upstreams) != 1 || cfg.upstreams[0].Host != "docker.io" || cfg.upstreams[0].URL.String() != "https://registry-1.docker.io" {
+				t.Errorf("upstreams are %v", cfg.upstreams)
+			}
+			cfg.upstreams = nil
+			if got, want := fmt.Sprintf("%+v", *cfg), fmt.Sprintf("%+v", defaults); got != want {
+				t.Errorf("got  %s\nwant %s", got, want)
+			}
+		})
+	}
+}
+
+func TestConfigValues(t *testing.T) {
+	tests := map[string]struct {
+		environ []string
+		get     func(c *config) any
+		want    any
+	}{
+		"addr":            {[]string{"LARDER_ADDR=:80"}, func(c *config) any { return c.Addr }, ":80"},
+		"addr IPv6":       {[]string{"LARDER_ADDR=[::1]:5000"}, func(c *config) any { return c.Addr }, "[::1]:5000"},
+		"addr, any port":  {[]string{"LARDER_ADDR=localhost:0"}, func(c *config) any { return c.Addr }, "localhost:0"},
+		"admin addr":      {[]string{"LARDER_ADMIN_ADDR=0.0.0.0:9090"}, func(c *config) any { return c.AdminAddr }, "0.0.0.0:9090"},
+		"admin off":       {[]string{"LARDER_ADMIN_ADDR="}, func(c *config) any { return c.AdminAddr }, ""},
+		"upstreams":       {[]string{"LARDER_UPSTREAMS=ghcr.io, docker.io=http://127.0.0.1:6000"}, func(c *config) any { return c.upstreams[1].URL.String() }, "http://127.0.0.1:6000"},
+		"cache dir":       {[]string{"LARDER_CACHE_DIR=/var/cache/larder"}, func(c *config) any { return c.CacheDir }, "/var/cache/larder"},
+		"password":        {[]string{"LARDER_USERNAME=u", "LARDER_PASSWORD=a=b c"}, func(c *config) any { return c.Password }, "a=b c"},
+		"password file":   {[]string{"LARDER_USERNAME=u", "LARDER_PASSWORD_FILE=/run/secret"}, func(c *config) any { return c.PasswordFile }, "/run/secret"},
+		"blob TTL":        {[]string{"LARDER_BLOB_TTL=1h30m"}, func(c *config) any { return c.BlobTTL }, 90 * time.Minute},
+		"never":           {[]string{"LARDER_BLOB_TTL=0"}, func(c *config) any { return c.BlobTTL }, time.Duration(0)},
+		"manifest TTL":    {[]string{"LARDER_MANIFEST_TTL=24h"}, func(c *config) any { return c.ManifestTTL }, 24 * time.Hour},
+		"tag TTL":         {[]string{"LARDER_TAG_TTL=5m"}, func(c *config) any { return c.TagTTL }, 5 * time.Minute},
+		"TLS":             {[]string{"LARDER_TLS_CERT=c", "LARDER_TLS_KEY=k"}, func(c *config) any { return c.TLSCert + c.TLSKey }, "ck"},
+		"htpasswd":        {[]string{"LARDER_HTPASSWD=/etc/users"}, func(c *config) any { return c.Htpasswd }, "/etc/users"},
+		"level":           {[]string{"LARDER_LOG_LEVEL=debug"}, func(c *config) any { return c.LogLevel }, zapcore.DebugLevel},
+		"level shouted":   {[]string{"LARDER_LOG_LEVEL=ERROR"}, func(c *config) any { return c.LogLevel }, zapcore.ErrorLevel},
+		"format":          {[]string{"LARDER_LOG_FORMAT=console"}, func(c *config) any { return c.LogFormat }, "console"},
+		"grace":           {[]string{"LARDER_SHUTDOWN_GRACE=0s"}, func(c *config) any { return c.ShutdownGrace }, time.Duration(0)},
+		"twice: the last": {[]string{"LARDER_ADDR=:1", "LARDER_ADDR=:2"}, func(c *config) any { return c.Addr }, ":2"},
+		"twice: emptied":  {[]string{"LARDER_TAG_TTL=5m", "LARDER_TAG_TTL="}, func(c *config) any { return c.TagTTL }, time.Duration(0)},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			cfg, err := readConfig(append([]string{"LARDER_CACHE_DIR=/c"}, test.environ...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := test.get(cfg); got != test.want {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+		})
+	}
+}
+
+// bad are configurations that are wrong, and the variables that the error has
+// to name. The word hush is a secret wherever it stands.
+var bad = map[string]struct {
+	environ []string
+	names   []string
+}{
+	"addr":                  {[]string{"LARDER_ADDR=hush"}, []string{"LARDER_ADDR"}},
+	"addr without port":     {[]string{"LARDER_ADDR=127.0.0.1:"}, []string{"LARDER_ADDR"}},
+	"addr, wrong port":      {[]string{"LARDER_ADDR=127.0.0.1:hush"}, []string{"LARDER_ADDR"}},
+	"addr, great port":      {[]string{"LARDER_ADDR=127.0.0.1:65536"}, []string{"LARDER_ADDR"}},
+	"addr with scheme":      {[]string{"LARDER_ADDR=http://hush:5000"}, []string{"LARDER_ADDR"}},
+	"admin addr":            {[]string{"LARDER_ADMIN_ADDR=5001"}, []string{"LARDER_ADMIN_ADDR"}},
+	"upstreams":             {[]string{"LARDER_UPSTREAMS=docker.io=ftp://x"}, []string{"LARDER_UPSTREAMS"}},
+	"upstreams, none":       {[]string{"LARDER_UPSTREAMS=,"}, []string{"LARDER_UPSTREAMS"}},
+	"upstreams, twice":      {[]string{"LARDER_UPSTREAMS=docker.io,index.docker.io"}, []string{"LARDER_UPSTREAMS"}},
+	"upstreams with secret": {[]string{"LARDER_UPSTREAMS=ghcr.io=https://user:hush@ghcr.io"}, []string{"LARDER_UPSTREAMS"}},
+	"upstreams, secret 2":   {[]string{"LARDER_UPSTREAMS=https://user:hush@ghcr.io"}, []string{"LARDER_UPSTREAMS"}},
+	"upstreams, secret 3":   {[]string{"LARDER_UPSTREAMS=ghcr.io=user:hush@ghcr.io"}, []string{"LARDER_UPSTREAMS"}},
+	"blob TTL":              {[]string{"LARDER_BLOB_TTL=hush"}, []string{"LARDER_BLOB_TTL"}},
+	"blob TTL, no unit":     {[]string{"LARDER_BLOB_TTL=20"}, []string{"LARDER_BLOB_TTL"}},
+	"blob TTL, negative":    {[]string{"LARDER_BLOB_TTL=-1s"}, []string{"LARDER_BLOB_TTL"}},
+	"manifest TTL":          {[]string{"LARDER_MANIFEST_TTL=7d"}, []string{"LARDER_MANIFEST_TTL"}},
+	"manifest TTL negative": {[]string{"LARDER_MANIFEST_TTL=-7h"}, []string{"LARDER_MANIFEST_TTL"}},
+	"tag TTL":               {[]string{"LARDER_TAG_TTL=soon"}, []string{"LARDER_TAG_TTL"}},
+	"fetch connections":     {[]string{"LARDER_FETCH_CONNECTIONS=0"}, []string{"LARDER_FETCH_CONNECTIONS"}},
+	"upstream connections":  {[]string{"LARDER_UPSTREAM_CONNECTIONS=many"}, []string{"LARDER_UPSTREAM_CONNECTIONS"}},
+	"tag TTL negative":      {[]string{"LARDER_TAG_TTL=-1ns"}, []string{"LARDER_TAG_TTL"}},
+	"grace":                 {[]string{"LARDER_SHUTDOWN_GRACE=-20s"}, []string{"LARDER_SHUTDOWN_GRACE"}},
+	"grace, no unit":        {[]string{"LARDER_SHUTDOWN_GRACE=5"}, []string{"LARDER_SHUTDOWN_GRACE"}},
+	"level":                 {[]string{"LARDER_LOG_LEVEL=hush"}, []string{"LARDER_LOG_LEVEL"}},
+	"level that hides all":  {[]string{"LARDER_LOG_LEVEL=fatal"}, []string{"LARDER_LOG_LEVEL"}},
+	"format":                {[]string{"LARDER_LOG_FORMAT=hush"}, []string{"LARDER_LOG_FORMAT"}},
+	"cert without key":      {[]string{"LARDER_TLS_CERT=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
+	"key without cert":      {[]string{"LARDER_TLS_KEY=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
+	"two passwords":         {[]string{"LARDER_USERNAME=u", "LARDER_PASSWORD=hush", "LARDER_PASSWORD_FILE=/f"}, []string{"LARDER_PASSWORD", "LARDER_PASSWORD_FILE"}},
+	"password alone":        {[]string{"LARDER_PASSWORD=hush"}, []string{"LARDER_USERNAME"}},
+	"password file alone":   {[]string{"LARDER_PASSWORD_FILE=/hush"}, []string{"LARDER_USERNAME"}},
+	"username alone":        {[]string{"LARDER_USERNAME=hush"}, []string{"LARDER_USERNAME", "LARDER_PASSWORD"}},
+}
+
+func TestConfigNamesWhatIsWrong(t *testing.T) {
+	for name, test := range bad {
+		t.Run(name, func(t *testing.T) {
+			_, err := readConfig(append([]string{"LARDER_CACHE_DIR=/c"}, test.environ...))
+			wrong, ok := errors.AsType[*configError](err)
+			if !ok || len(wrong.problems) != 1 {
+				t.Fatalf("got error %v, want one problem", err)
+			}
+			for _, name := range test.names {
+				if !strings.Contains(err.Error(), name) {
+					t.Errorf("got %q, want it to name %s", err, name)
+				}
+			}
+			if strings.Contains(err.Error(), "hush") {
+				t.Errorf("a value that may be a secret is in %q", err)
+			}
+			if exitStatus(err) != 2 {
+				t.Errorf("exit status %d, want 2", exitStatus(err))
+			}
+		})
+	}
+}
+
+func TestConfigTellsAllThatIsWrongInOrder(t *testing.T) {
+	environ := []string{"LARDER_CACHE_DIR=/c"}
+	variables := make(map[string]bool)
+	for _, name := range []string{
+		"addr", "admin addr", "upstreams", "blob TTL", "manifest TTL negative", "tag TTL", "grace", "level", "format", "cert without key", "two passwords",
+	} {
+		environ = append(environ, bad[name].environ...)
+		for _, v := range bad[name].names {
+			variables[v] = true
+		}
+	}
+	var first string
+	for range 20 {
+		_, err := readConfig(environ)
+		if err == nil {
+			t.Fatal("no error")
+		}
+		for v := range variables {
+			if !strings.Contains(err.Error(), "\n  "+v) && !strings.Contains(err.Error(), ", "+v) {
+				t.Errorf("got %q, want it to name %s", err, v)
+			}
+		}
+		if first == "" {
+			first = err.Error()
+		}
+		if err.Error() != first {
+			t.Fatalf("got %q and then %q", first, err)
+		}
+	}
+}
+
+func TestConfigWithoutHome(t *testing.T) {
+	t.Setenv("HOME", "")
+	t.Setenv("XDG_CACHE_HOME", "")
+	if _, err := readConfig(nil); err == nil || !strings.Contains(err.Error(), "LARDER_CACHE_DIR") {
+		t.Errorf("got %v, want an error that names LARDER_CACHE_DIR", err)
+	}
+	if _, err := readConfig([]string{"LARDER_CACHE_DIR=/c"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUnknownVariables(t *testing.T) {
+	tests := map[string]struct{ name, didYouMean string }{
+		"plural":        {"LARDER_UPSTREAM", "LARDER_UPSTREAMS"},
+		"typo":          {"LARDER_CAHCE_DIR", "LARDER_CACHE_DIR"},
+		"other word":    {"LARDER_CACHE_DIRECTORY", "LARDER_CACHE_DIR"},
+		"shorter":       {"LARDER_TLS_CRT", "LARDER_TLS_CERT"},
+		"nothing like":  {"LARDER_ENABLE_TELEMETRY_PLEASE", ""},
+		"no Kubernetes": {"LARDER_SERVICE_HOSTS", ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			cfg, err := readConfig([]string{"LARDER_CACHE_DIR=/c", test.name + "=hush"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(cfg.unknown) != 1 || cfg.unknown[0].name != test.name || cfg.unknown[0].didYouMean != test.didYouMean {
+				t.Errorf("got %v, want %s and %q", cfg.unknown, test.name, test.didYouMean)
+			}
+		})
+	}
+}
+
+func TestVariablesOfKubernetesAreNoNews(t *testing.T) {
+	cfg, err := readConfig([]string{
+		"LARDER_CACHE_DIR=/c",
+		"LARDER_SERVICE_HOST=10.0.0.1", "LARDER_SERVICE_PORT=5000", "LARDER_SERVICE_PORT_REGISTRY=5000", "LARDER_PORT=tcp://10.0.0.1:5000",
+		"LARDER_PORT_5000_TCP=tcp://10.0.0.1:5000", "LARDER_PORT_5000_TCP_PROTO=tcp", "LARDER_PORT_5000_TCP_PORT=5000", "LARDER_PORT_5000_TCP_ADDR=10.0.0.1",
+	})
+	if err != nil || len(cfg.unknown) > 0 {
+		t.Errorf("got %v, %v; want no word of them", cfg, err)
+	}
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// containerd is a private one: nothing it has or knows is the system's.
+type containerd struct {
+	dir string
+	cmd *exec.Cmd
+}
+
+func requireContainerd(t *testing.T) {
+	t.Helper()
+	requireProgram(t, "containerd", "ctr", "containerd-shim-runc-v2", "runc")
+	requireRoot(t)
+}
+
+// newContainerd starts one with empty stores that has larder at addr as its
+// only source of images for hosts.
+func newContainerd(t *testing.T, addr string, hosts ...string) *containerd {
+	t.Helper()
+	requireContainerd(t)
+	c := &containerd{dir: shortDir(t)}
+	for _, host := range hosts {
+		// containerd 1.6 ignores a file without a host table. With server
+		// there is no going on to the real registry.
+		writeFile(t, filepath.Join(c.dir, "hosts", host, "hosts.toml"), fmt.Sprintf(
+			"server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", addr))
+	}
+	config := writeFile(t, filepath.Join(c.dir, "config.toml"), fmt.Sprintf(`version = 2
+root = "%[1]s/root"
+state = "%[1]s/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+
+[grpc]
+  address = "%[1]s/sock"
+
+[ttrpc]
+  address = "%[1]s/ttrpc"
+`, c.dir))
+	t.Cleanup(func() { c.unmount(t) })
+	c.cmd = startDaemon(t, "containerd", "--config", config, "--log-level", "error")
+	t.Cleanup(func() { c.removeTasks(t) })
+	eventually(t, "containerd", func() bool {
+		_, err := os.Stat(filepath.Join(c.dir, "sock"))
+		return err == nil && exec.Command("ctr", "-a", filepath.Join(c.dir, "sock"), "version").Run() == nil
+	})
+	return c
+}
+
+func (c *containerd) ctr(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	return runCommand(t, nil, "ctr", append([]string{"--address", filepath.Join(c.dir, "sock")}, args...)...)
+}
+
+// pull has the layers unpacked by the snapshotter that works everywhere.
+func (c *containerd) pull(t *testing.T, reference string) error {
+	t.Helper()
+	_, err := c.ctr(t, "images", "pull", "--snapshotter", "native",
+		"--hosts-dir", filepath.Join(c.dir, "hosts"), reference)
+	return err
+}
+
+// run runs a pulled image and returns what it printed.
+func (c *containerd) run(t *testing.T, reference string) (string, error) {
+	t.Helper()
+	return c.ctr(t, "run", "--rm", "--snapshotter", "native", reference, "hello")
+}
+
+// removeTasks ends what a failed test left running, with its shim.
+func (c *containerd) removeTasks(t *testing.T) {
+	ctr := func(args ...string) string {
+		out, err := exec.Command("ctr", append([]string{"--address", filepath.Join(c.dir, "sock")}, args...)...).Output()
+		if err != nil {
+			t.Logf("ctr %v: %v", args, err)
+		}
+		return string(out)
+	}
+	for id := range strings.FieldsSeq(ctr("tasks", "ls", "-q")) {
+		ctr("tasks", "rm", "--force", id)
+	}
+}
+
+// unmount lets the directory be removed after a failed test.
+func (c *containerd) unmount(t *testing.T) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return // no Linux, no mounts
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], c.dir+"/") {
+			t.Logf("left mounted: %s", f[1])
+			exec.Command("umount", "-l", f[1]).Run()
+		}
+	}
+}

@@ -1,0 +1,202 @@
+package handler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"larder/blobcache"
+	"larder/handler/errcode"
+	"larder/handler/middleware"
+	"larder/handler/upstream"
+	"larder/manifestcache"
+)
+
+// firstByte is how long a client waits for a blob to begin: containerd gives up
+// after 30 s. The fill goes on and may be there for the client's next try.
+const firstByte = 25 * time.Second
+
+// serveBlob answers with a blob that the repository has. Bytes are shared
+// between repositories, rights are not: a blob is given out if a cached
+// manifest of the repository names it or upstream has it there.
+func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest) error {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	late := time.AfterFunc(firstByte, func() {
+		cancel(&errcode.Error{Status: http.StatusGatewayTimeout, Code: errcode.Unavailable, Message: repo.Host() + " sends nothing"})
+	})
+	if r.Method == http.MethodHead {
+		defer late.Stop()
+		return h.headBlob(ctx, w, r, repo, d)
+	}
+	offset, length := firstRange(r)
+	blob, err := h.getBlob(ctx, repo, d, offset, length)
+	late.Stop()
+	if err != nil {
+		return err
+	}
+	defer blob.Content.Close()
+	middleware.NoteOf(r.Context()).Outcome = blob.Outcome.String()
+	blobHeader(w.Header(), d, blob.Outcome)
+	if blob.Size < 0 && !r.ProtoAtLeast(1, 1) {
+		// Without a length and without chunks, a broken answer would look whole.
+		return &errcode.Error{
+			Status: http.StatusHTTPVersionNotSupported, Code: errcode.Unsupported,
+			Message: repo.Host() + " does not say how large this blob is; ask again when it is cached, or with HTTP/1.1",
+		}
+	}
+	if blob.Size < 0 {
+		serveUnsized(w, blob.Content)
+		return nil
+	}
+	return serveContent(w, r, blob.Content, blob.Size)
+}
+
+// getBlob opens the blob for who wants length bytes (-1: all) from offset, and
+// makes sure that it is the repository's.
+func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d digest.Digest, offset, length int64) (*blobcache.Blob, error) {
+	fetch := func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
+		body, size, err := repo.OpenBlob(ctx, d, offset, length)
+		h.learn(repo, d, err)
+		switch {
+		case errors.Is(err, upstream.ErrNoRange):
+			return nil, 0, fmt.Errorf("%w: %w", blobcache.ErrNoRange, err)
+		case errors.Is(err, io.EOF):
+			return nil, 0, broken(repo.String(), err)
+		case err != nil:
+			return nil, 0, err
+		}
+		return &upstreamBody{body, repo.String()}, size, nil
+	}
+	for {
+		blob, err := h.blobs.GetRange(ctx, d, offset, length, fetch)
+		if e, ok := errors.AsType[*upstream.Error](err); ok && e.Repository != repo.String() {
+			// What was joined is a fill for another repository, and what
+			// upstream says about that one means nothing here.
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := h.allowed(ctx, repo, d); err != nil {
+			blob.Content.Close()
+			return nil, err
+		}
+		return blob, nil
+	}
+}
+
+// upstreamBody makes what breaks it an error of upstream's, for which a client
+// that has been promised nothing yet gets a proper answer.
+type upstreamBody struct {
+	io.ReadCloser
+	repository string
+}
+
+// Read implements io.Reader.
+func (b *upstreamBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = broken(b.repository, err)
+	}
+	return n, err
+}
+
+// broken is upstream's error for a connection that broke. net/http calls one
+// that was closed without an answer io.EOF, which for a blob means that this was
+// all of it.
+func broken(repository string, err error) error {
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return &upstream.Error{Op: "read blob", Repository: repository, Err: err}
+}
+
+// allowed asks upstream whether the repository has the blob, unless that is
+// known. What was known once is good enough if upstream can't answer.
+func (h *Handler) allowed(ctx context.Context, repo *upstream.Repository, d digest.Digest) error {
+	right := h.manifests.Refers(repo.String(), d)
+	if right == manifestcache.Granted {
+		return nil
+	}
+	_, err := repo.HeadBlob(ctx, d)
+	h.learn(repo, d, err)
+	switch {
+	case err == nil:
+		return nil
+	case right == manifestcache.Unrenewed && upstream.Unreachable(err):
+		return nil
+	default:
+		return err
+	}
+}
+
+// learn remembers what upstream has said about a blob in a repository, if it has
+// said something.
+func (h *Handler) learn(repo *upstream.Repository, d digest.Digest, err error) {
+	switch {
+	case err == nil:
+		h.manifests.Remember(repo.String(), d)
+	case upstream.Refused(err):
+		h.manifests.Forget(repo.String(), d)
+	}
+}
+
+// headBlob answers without ever starting a fill.
+func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest) error {
+	size, cached := h.blobs.Size(d)
+	right := h.manifests.Refers(repo.String(), d)
+	outcome := blobcache.Hit
+	if !cached || right != manifestcache.Granted {
+		upstreamSize, err := repo.HeadBlob(ctx, d)
+		h.learn(repo, d, err)
+		switch {
+		case err == nil && !cached:
+			size, outcome = upstreamSize, blobcache.Miss
+		case err == nil:
+		case !cached || right != manifestcache.Unrenewed || !upstream.Unreachable(err):
+			return err
+		}
+	}
+	middleware.NoteOf(r.Context()).Outcome = outcome.String()
+	blobHeader(w.Header(), d, outcome)
+	if size < 0 {
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	return serveContent(w, r, io.NewSectionReader(nil, 0, size), size) // of a HEAD nothing is read
+}
+
+func blobHeader(header http.Header, d digest.Digest, o blobcache.Outcome) {
+	// One allocation for all: this is what warm pulls do most.
+	values := []string{"application/octet-stream", d.String(), `"` + d.String() + `"`, "nosniff", blobStatus(o)}
+	for i, name := range []string{"Content-Type", "Docker-Content-Digest", "Etag", "X-Content-Type-Options", "Cache-Status"} {
+		header[name] = values[i : i+1 : i+1]
+	}
+}
+
+// blobStatus is the outcome for the Cache-Status header, RFC 9211.
+func blobStatus(o blobcache.Outcome) string {
+	switch o {
+	case blobcache.Hit:
+		return "larder; hit; detail=hit"
+	case blobcache.Join:
+		return "larder; fwd=uri-miss; collapsed; detail=join"
+	default:
+		return "larder; fwd=uri-miss; stored; detail=miss"
+	}
+}
+
+// serveUnsized sends a blob whose size upstream does not say. What goes wrong
+// breaks the connection, so that no client takes a part for the whole.
+func serveUnsized(w http.ResponseWriter, content io.Reader) {
+	w.WriteHeader(http.StatusOK)
+	if _, err := io.Copy(w, content); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}

@@ -1,0 +1,55 @@
+package handler
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"larder/handler/middleware"
+	"larder/handler/upstream"
+	"larder/manifestcache"
+)
+
+// serveManifest answers with the stored bytes as they are: nothing is converted
+// or chosen by what the client accepts.
+func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, rt route) error {
+	var m *manifestcache.Manifest
+	var err error
+	if rt.digest != "" {
+		m, err = h.manifests.ByDigest(r.Context(), repo.String(), rt.digest, repo)
+	} else {
+		m, err = h.manifests.ByTag(r.Context(), repo.String(), rt.reference, repo)
+	}
+	if err != nil {
+		return err
+	}
+	middleware.NoteOf(r.Context()).Outcome = m.Outcome.String()
+	header := w.Header()
+	header.Set("Content-Type", m.MediaType)
+	header.Set("Docker-Content-Digest", m.Digest.String())
+	header.Set("ETag", `"`+m.Digest.String()+`"`)
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Cache-Status", manifestStatus(m))
+	if m.Outcome == manifestcache.Stale {
+		header.Set("Age", strconv.FormatInt(int64(m.Age/time.Second), 10))
+		header.Set("Warning", fmt.Sprintf(`299 - "%s can't be asked; larder answers with what it last said, %s ago"`,
+			repo.Host(), m.Age.Round(time.Second)))
+	}
+	return serveContent(w, r, bytes.NewReader(m.Body), m.Size)
+}
+
+// manifestStatus is the outcome for the Cache-Status header, RFC 9211.
+func manifestStatus(m *manifestcache.Manifest) string {
+	switch m.Outcome {
+	case manifestcache.Hit:
+		return "larder; hit; detail=hit"
+	case manifestcache.Revalidated:
+		return "larder; fwd=stale; fwd-status=200; detail=revalidated"
+	case manifestcache.Stale:
+		return fmt.Sprintf("larder; hit; ttl=-%d; detail=stale", int64(m.Age/time.Second))
+	default:
+		return "larder; fwd=uri-miss; stored; detail=miss"
+	}
+}

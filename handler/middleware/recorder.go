@@ -1,0 +1,123 @@
+package middleware
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+const (
+	// piece is how much is sent under one deadline, and stalled how long a
+	// client may take for it: who reads less than 9 kB a second has stalled.
+	piece   = 1 << 20
+	stalled = 2 * time.Minute
+
+	// unread is how long net/http may wait for a request's body, which nobody
+	// reads, before it sends the answer.
+	unread = 5 * time.Second
+)
+
+// StatusLeft is what log and metrics show for a client that went away before
+// its answer. It is never sent.
+const StatusLeft = 499
+
+// Recorder is the one http.ResponseWriter that stands between the handlers and
+// net/http. It knows what was sent, drops clients that stall, and keeps
+// sendfile: an *os.File, or content that sends itself, goes out uncopied.
+type Recorder struct {
+	http.ResponseWriter
+	method  string
+	control *http.ResponseController
+	status  int // 0: no header yet
+	bytes   int64
+}
+
+// selfSender is content that is still arriving and sends itself as it does.
+type selfSender interface {
+	SendTo(w io.Writer, n int64) (int64, error)
+}
+
+func newRecorder(w http.ResponseWriter, r *http.Request) *Recorder {
+	return &Recorder{ResponseWriter: w, method: r.Method, control: http.NewResponseController(w)}
+}
+
+// refuseBody sees to it that a request with a body, which no request for a cache
+// has, can't hold its connection by never sending it.
+func (rec *Recorder) refuseBody(r *http.Request) {
+	if r.ContentLength == 0 {
+		return
+	}
+	rec.Header().Set("Connection", "close")
+	_ = rec.control.SetReadDeadline(time.Now().Add(unread)) // without deadlines, so be it
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (rec *Recorder) WriteHeader(status int) {
+	if rec.status == 0 || rec.status < 200 {
+		rec.status = status
+	}
+	rec.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (rec *Recorder) Write(p []byte) (int, error) {
+	rec.begin()
+	n, err := rec.ResponseWriter.Write(p)
+	rec.bytes += int64(n)
+	return n, err
+}
+
+// ReadFrom implements io.ReaderFrom, piece by piece, each under a new deadline.
+func (rec *Recorder) ReadFrom(src io.Reader) (sent int64, err error) {
+	limited, ok := src.(*io.LimitedReader)
+	if !ok {
+		limited = &io.LimitedReader{R: src, N: 1<<63 - 1}
+	}
+	for limited.N > 0 && err == nil {
+		rec.begin()
+		n := min(limited.N, piece)
+		var m int64
+		if s, ok := limited.R.(selfSender); ok {
+			m, err = s.SendTo(rec.ResponseWriter, n)
+		} else {
+			m, err = io.CopyN(rec.ResponseWriter, limited.R, n)
+		}
+		limited.N -= m
+		rec.bytes += m
+		sent += m
+	}
+	if err == io.EOF { // of a source whose length nobody promised
+		err = nil
+	}
+	return sent, err
+}
+
+// Unwrap is for http.ResponseController.
+func (rec *Recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
+
+// begin is called before bytes are sent. The deadline that it sets ends with
+// the request: net/http sees to that.
+func (rec *Recorder) begin() {
+	if rec.status == 0 {
+		rec.status = http.StatusOK
+	}
+	_ = rec.control.SetWriteDeadline(time.Now().Add(stalled)) // net/http's can
+}
+
+// Status is the answer's status; StatusLeft if there was none.
+func (rec *Recorder) Status() int {
+	if rec.status == 0 {
+		return StatusLeft
+	}
+	return rec.status
+}
+
+// Short reports whether less was sent than the answer's header promised.
+func (rec *Recorder) Short() bool {
+	if rec.method == http.MethodHead || (rec.status != http.StatusOK && rec.status != http.StatusPartialContent) {
+		return false
+	}
+	length, err := strconv.ParseInt(rec.Header().Get("Content-Length"), 10, 64)
+	return err == nil && rec.bytes < length
+}

@@ -1,0 +1,42 @@
+package upstream
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// errDocument says that an answer is no manifest, whatever its status: a login
+// page, say, or a document that is two things at once.
+var errDocument = errors.New("answer is not a manifest")
+
+// documentType is the media type of a manifest: what upstream says it is, or what
+// the document says of itself if upstream says nothing. What a client does with
+// a manifest depends on the type, which no digest covers: a document that
+// contradicts it, or that has the marks of an image and of an index, is refused
+// (CVE-2021-41190). Types that are not known pass.
+func documentType(contentType string, body []byte) (string, error) {
+	mediaType := mediaType(contentType)
+	var doc struct {
+		MediaType string          `json:"mediaType"`
+		Manifests json.RawMessage `json:"manifests"`
+		Config    json.RawMessage `json:"config"`
+		Layers    json.RawMessage `json:"layers"`
+	}
+	err := json.Unmarshal(body, &doc)
+	if contentType == "" && doc.MediaType != "" {
+		mediaType = doc.MediaType
+	}
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%w: not a JSON object", errDocument)
+	case strings.HasPrefix(mediaType, "text/"):
+		return "", fmt.Errorf("%w: it is text", errDocument)
+	case doc.MediaType != "" && doc.MediaType != mediaType:
+		return "", fmt.Errorf("%w: it says of itself that it is of another media type", errDocument)
+	case doc.Manifests != nil && (doc.Config != nil || doc.Layers != nil):
+		return "", fmt.Errorf("%w: it is an index and an image", errDocument)
+	}
+	return mediaType, nil
+}

@@ -1,0 +1,319 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/zap"
+)
+
+// The values of bodyHeader.
+const (
+	bodyBlob    = "blob"
+	bodyListing = "listing"
+)
+
+// Repository is one repository of a listed registry.
+type Repository struct {
+	client   *Client
+	registry Registry
+	name     string
+}
+
+// Host is the registry's name.
+func (r *Repository) Host() string { return r.registry.Host }
+
+// String is the repository's name with its host, as in docker.io/library/alpine.
+func (r *Repository) String() string {
+	if r.name == "" { // CheckCredentials asks for none
+		return r.registry.Host
+	}
+	return r.registry.Host + "/" + r.name
+}
+
+func (r *Repository) ggcr() (name.Repository, error) {
+	registry, err := r.registry.ggcr()
+	if err != nil {
+		return name.Repository{}, err
+	}
+	return registry.Repo(strings.Split(r.name, "/")...), nil
+}
+
+func (r *Repository) reference(s string) (name.Reference, error) {
+	repo, err := r.ggcr()
+	if err != nil {
+		return nil, err
+	}
+	if strings.Contains(s, ":") {
+		return repo.Digest(s), nil
+	}
+	return repo.Tag(s), nil
+}
+
+// HeadManifest describes what reference, a tag or a digest, names now. The
+// descriptor is empty if upstream does not answer HEADs as it should.
+func (r *Repository) HeadManifest(ctx context.Context, reference string) (ocispec.Descriptor, error) {
+	var desc ocispec.Descriptor
+	err := r.ask(ctx, "head manifest", func(ctx context.Context, s *session, ex *exchange) error {
+		ref, err := r.reference(reference)
+		if err != nil {
+			return err
+		}
+		got, err := s.puller.Head(ctx, ref)
+		switch status := ex.answerStatus(http.MethodHead); {
+		case err == nil:
+			desc = ocispec.Descriptor{MediaType: mediaType(string(got.MediaType)), Digest: digest.Digest(got.Digest.String()), Size: got.Size}
+		case status == http.StatusOK, status == http.StatusMethodNotAllowed, status == http.StatusNotImplemented:
+			return nil // no digest, no length, or no HEADs at all: a GET will tell
+		}
+		return err
+	})
+	return desc, err
+}
+
+// GetManifest returns the manifest that reference, a tag or a digest, names.
+// The descriptor's digest is the one that upstream claims, or empty.
+func (r *Repository) GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error) {
+	var desc ocispec.Descriptor
+	var body []byte
+	err := r.ask(ctx, "get manifest", func(ctx context.Context, s *session, ex *exchange) error {
+		ref, err := r.reference(reference)
+		if err != nil {
+			return err
+		}
+		got, err := s.puller.Get(ctx, ref)
+		if err != nil {
+			return err
+		}
+		body = got.Manifest
+		desc = ocispec.Descriptor{Size: got.Size}
+		if d, err := digest.Parse(ex.answerHeader().Get("Docker-Content-Digest")); err == nil {
+			desc.Digest = d
+		}
+		desc.MediaType, err = documentType(string(got.MediaType), body)
+		return err
+	})
+	return desc, body, err
+}
+
+// mediaType is a Content-Type without parameters, which no media type of a
+// manifest has.
+func mediaType(contentType string) string {
+	if t, _, _ := mime.ParseMediaType(contentType); t != "" {
+		return t
+	}
+	if contentType == "" {
+		return "application/octet-stream"
+	}
+	return contentType
+}
+
+// HeadBlob asks whether the repository has the blob d, and for its size (-1 if
+// upstream does not say).
+func (r *Repository) HeadBlob(ctx context.Context, d digest.Digest) (size int64, err error) {
+	size = -1
+	err = r.ask(ctx, "head blob", func(ctx context.Context, s *session, _ *exchange) error {
+		res, err := r.send(ctx, s, http.MethodHead, "blobs/"+d.String(), nil, http.Header{bodyHeader: {bodyBlob}})
+		if err != nil {
+			return err
+		}
+		size = res.ContentLength
+		return res.Body.Close()
+	})
+	if e, ok := errors.AsType[*Error](err); !ok || (e.Status != http.StatusForbidden && e.Status != http.StatusMethodNotAllowed) {
+		return size, err
+	}
+	// Some registries (ECR Public) refuse a blob's HEAD and not its GET.
+	body, size, err := r.openBlob(ctx, d, 0, 1, func() {})
+	if err == nil {
+		body.Close()
+	}
+	return size, err
+}
+
+// OpenBlob opens the blob d at offset, for length bytes (-1: to the end). size
+// is that of the whole blob, or -1 if upstream does not say. From offset 0 the
+// body may be longer than length; other parts that can't be had are
+// ErrNoRange. The body fails when no byte arrives for long, and must be closed
+// for others to have its connection.
+func (r *Repository) OpenBlob(ctx context.Context, d digest.Digest, offset, length int64) (io.ReadCloser, int64, error) {
+	bodies := r.client.bodies[r.registry.Host]
+	if err := bodies.Acquire(ctx, 1); err != nil {
+		return nil, 0, context.Cause(ctx)
+	}
+	return r.openBlob(ctx, d, offset, length, sync.OnceFunc(func() { bodies.Release(1) }))
+}
+
+// openBlob is OpenBlob without waiting for a turn; release ends it.
+func (r *Repository) openBlob(ctx context.Context, d digest.Digest, offset, length int64, release func()) (io.ReadCloser, int64, error) {
+	header := http.Header{bodyHeader: {bodyBlob}}
+	rng := rangeHeader(offset, length)
+	if offset == 0 && r.client.sendsOnlyWhole(r.registry.Host) {
+		rng = ""
+	}
+	if rng != "" {
+		header.Set("Range", rng)
+	}
+	// The request lives as long as its body, its timeout only until the
+	// answer: ask's own context would end with it.
+	ctx, cancel := context.WithCancelCause(ctx)
+	stall := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
+	stall.Stop()
+	var body io.ReadCloser
+	var size int64
+	err := r.askUntilAnswered(ctx, cancel, "get blob", func(ctx context.Context, s *session, _ *exchange) error {
+		res, err := r.send(ctx, s, http.MethodGet, "blobs/"+d.String(), nil, header, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
+		if err != nil {
+			return err
+		}
+		watched := &watchedBody{body: res.Body, ctx: ctx, cancel: cancel, stall: stall, release: release}
+		var placed io.Reader
+		placed, size, err = placeBody(watched, res, offset, length)
+		if err != nil {
+			res.Body.Close()
+			return err
+		}
+		body = &readCloser{placed, watched}
+		return nil
+	})
+	if err != nil {
+		release()
+		cancel(err)
+		if e, ok := errors.AsType[*Error](err); ok && rng != "" && (e.Status == http.StatusBadRequest || e.Status == http.StatusNotImplemented) {
+			e.Err = ErrNoRange // so some say that they know no ranges
+		}
+		if offset == 0 && errors.Is(err, ErrNoRange) {
+			r.client.noteOnlyWhole(r.registry.Host)
+		}
+		return nil, 0, err
+	}
+	return body, size, nil
+}
+
+// Listing is a page of tags or referrers, as upstream sent it.
+type Listing struct {
+	Body        []byte
+	ContentType string
+	Filters     string     // OCI-Filters-Applied
+	Next        url.Values // the query that gets the next page; nil: this was the last
+}
+
+// Tags gets a page of the tags; query has n and last.
+func (r *Repository) Tags(ctx context.Context, query url.Values) (*Listing, error) {
+	return r.list(ctx, "list tags", "tags/list", query, "application/json")
+}
+
+// Referrers gets a page of the manifests whose subject is d; query has
+// artifactType.
+func (r *Repository) Referrers(ctx context.Context, d digest.Digest, query url.Values) (*Listing, error) {
+	return r.list(ctx, "list referrers", "referrers/"+d.String(), query, ocispec.MediaTypeImageIndex)
+}
+
+func (r *Repository) list(ctx context.Context, op, path string, query url.Values, accept string) (*Listing, error) {
+	var l *Listing
+	err := r.ask(ctx, op, func(ctx context.Context, s *session, _ *exchange) error {
+		res, err := r.send(ctx, s, http.MethodGet, path, query, http.Header{bodyHeader: {bodyListing}, "Accept": {accept}})
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body) // limited by the transport
+		if err != nil {
+			return err
+		}
+		l = &Listing{
+			Body:        body,
+			ContentType: res.Header.Get("Content-Type"),
+			Filters:     res.Header.Get("OCI-Filters-Applied"),
+			Next:        nextPage(res.Header.Values("Link")),
+		}
+		return nil
+	})
+	return l, err
+}
+
+// send makes one request of a session and expects 200, or one of also.
+func (r *Repository) send(ctx context.Context, s *session, method, path string, query url.Values, header http.Header, also ...int) (*http.Response, error) {
+	u := *r.registry.URL
+	u.Path, u.RawQuery = "/v2/"+r.name+"/"+path, query.Encode()
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header = header.Clone()
+	res, err := s.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if err := transport.CheckError(res, append(also, http.StatusOK)...); err != nil {
+		res.Body.Close()
+		return nil, err
+	}
+	return res, nil
+}
+
+// question is one attempt to get an answer.
+type question func(ctx context.Context, s *session, ex *exchange) error
+
+// ask puts a question whose answer is complete when it returns.
+func (r *Repository) ask(ctx context.Context, op string, q question) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	return r.askUntilAnswered(ctx, cancel, op, q)
+}
+
+// askUntilAnswered puts a question, a second time if that may help: after a
+// fault that passes, or with a new handshake if an old one is refused. cancel is
+// ctx's own; it is called when there is no answer in time, but not afterwards.
+func (r *Repository) askUntilAnswered(ctx context.Context, cancel context.CancelCauseFunc, op string, q question) error {
+	timer := time.AfterFunc(answerTimeout, func() { cancel(errTimeout) })
+	defer timer.Stop()
+	for attempt := 1; ; attempt++ {
+		ctx, ex := withExchange(ctx)
+		s, err := r.client.session(ctx, r)
+		if err == nil {
+			err = q(ctx, s, ex)
+		}
+		if err == nil {
+			return nil
+		}
+		e := r.failure(ctx, op, ex, err)
+		refused := e.denied() && s != nil && time.Since(s.made) > sessionYoung
+		if refused {
+			r.client.drop(r, s)
+		}
+		if attempt == 2 || !(refused || e.passing()) || ctx.Err() != nil {
+			return e
+		}
+		r.client.log.Debug("asking upstream again", zap.Error(e))
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return e
+		}
+	}
+}
+
+// rangeHeader is empty for the whole blob.
+func rangeHeader(offset, length int64) string {
+	switch {
+	case length >= 0:
+		return "bytes=" + strconv.FormatInt(offset, 10) + "-" + strconv.FormatInt(offset+length-1, 10)
+	case offset > 0:
+		return "bytes=" + strconv.FormatInt(offset, 10) + "-"
+	default:
+		return ""
+	}
+}

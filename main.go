@@ -1,0 +1,93 @@
+// Larder is a pull-through cache for container images. It runs beside
+// containerd, docker, podman or BuildKit, answers their pulls on localhost:5000,
+// and fetches from the registries it is told of what it does not have.
+//
+//	larder           run, configured by LARDER_* environment variables
+//	larder demo      show a cold pull, a warm one, and one without the upstream
+//	larder health    ask a running larder whether it is well; for health checks
+//	larder version   print the version
+//	larder help      print this
+//
+// The README has the table of variables. Exit status: 0 after a clean stop, 1
+// on an error, 2 if the configuration or the command line is wrong.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+)
+
+const usage = `larder is a pull-through cache for container images.
+
+  larder           run, configured by LARDER_* environment variables
+  larder demo      show a cold pull, a warm one, and one without the upstream
+  larder health    ask a running larder whether it is well; for health checks
+  larder version   print the version
+  larder help      print this
+`
+
+// errUsage says that the command line is wrong.
+var errUsage = errors.New("unknown command; see larder help")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	err := command(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "larder:", err)
+		os.Exit(exitStatus(err))
+	}
+}
+
+// command runs what the command line asks for.
+func command(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		return run(ctx, environ, stderr)
+	}
+	if len(args) > 1 {
+		return errUsage
+	}
+	switch args[0] {
+	case "demo":
+		return demo(ctx, stdout, stderr)
+	case "health":
+		return health(ctx, environ)
+	case "version", "-version", "--version":
+		_, err := fmt.Fprintln(stdout, "larder", version())
+		return err
+	case "help", "-h", "-help", "--help":
+		_, err := io.WriteString(stdout, usage)
+		return err
+	default:
+		return errUsage
+	}
+}
+
+func exitStatus(err error) int {
+	if _, ok := errors.AsType[*configError](err); ok || errors.Is(err, errUsage) {
+		return 2
+	}
+	return 1
+}
+
+// version is what the Go toolchain has noted about the build.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && v == "(devel)" {
+			v += " " + s.Value
+		}
+	}
+	return v
+}

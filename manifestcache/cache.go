@@ -1,0 +1,363 @@
+// Package manifestcache keeps manifests by digest, what each tag last pointed
+// at, and which repository refers to what.
+//
+// It does not know that registries exist: it is given an Upstream to ask. A
+// repository is named with its host, as in "docker.io/library/alpine".
+package manifestcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/zap"
+	"golang.org/x/sync/singleflight"
+
+	"larder/blobcache/durable"
+	"larder/ttl"
+)
+
+var (
+	// ErrDigest says that upstream sent something else than was asked for.
+	ErrDigest = errors.New("manifest digest mismatch")
+
+	// ErrClosed says that the cache was closed before upstream had answered.
+	ErrClosed = errors.New("manifest cache closed")
+)
+
+// answerTimeout bounds the questions that one answer takes, a HEAD and a GET
+// perhaps: containerd gives up after 30 s.
+const answerTimeout = 25 * time.Second
+
+// Upstream is asked about the manifests of one repository.
+type Upstream interface {
+	// HeadManifest describes the manifest that reference, a tag or a digest,
+	// names now. The descriptor has no digest if upstream does not say it in
+	// answer to a HEAD, or does not answer HEADs.
+	HeadManifest(ctx context.Context, reference string) (ocispec.Descriptor, error)
+
+	// GetManifest returns the manifest too. The descriptor has the digest that
+	// upstream claims, if it claims one; the body need not have it.
+	GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error)
+}
+
+// Outcome is how a manifest was answered.
+type Outcome uint8
+
+const (
+	Hit         Outcome = iota // from disk, upstream was not asked
+	Revalidated                // from disk, upstream says that it is current
+	Miss                       // from upstream
+	Stale                      // from disk, as upstream could not answer
+)
+
+// String returns the word that headers, metrics and logs use.
+func (o Outcome) String() string {
+	return [...]string{"hit", "revalidated", "miss", "stale"}[o]
+}
+
+// Manifest is a manifest, an index or any other document of the manifests
+// endpoint: its media type, digest and size, and its exact bytes. The Body is
+// shared and must not be changed.
+type Manifest struct {
+	ocispec.Descriptor
+	Body    []byte
+	Outcome Outcome
+	Age     time.Duration // since it was last validated
+}
+
+// Config says how long what is known is good. The zero Config keeps manifests
+// for ever and asks about a tag each time.
+type Config struct {
+	// TTL is how long a manifest is kept after its last use, and for how long
+	// a repository's right to it is taken for granted. 0: for ever.
+	TTL time.Duration
+	// TagTTL is how long a tag is not asked about. 0: always ask.
+	TagTTL time.Duration
+	// StaleIf tells errors that an old answer is better than. nil: none are.
+	StaleIf func(error) bool
+	// GoneIf tells errors that are an explicit no, which ends the use of what
+	// was known before. nil: none are.
+	GoneIf func(error) bool
+	Logger *zap.Logger // nil: none
+}
+
+// Cache is a directory of manifests. Its methods may be called by several
+// goroutines.
+type Cache struct {
+	root    *os.Root
+	cfg     Config
+	log     *zap.Logger
+	ctx     context.Context // of all questions to upstream; ends with Close
+	cancel  context.CancelCauseFunc
+	wg      sync.WaitGroup // the questions
+	flights singleflight.Group
+	due     ttl.Queue[string] // by file name
+	count   counters
+
+	mu sync.Mutex // guards the index
+	index
+}
+
+// Stats is what a cache holds and what it has done since it was opened.
+type Stats struct {
+	Entries, Bytes               int64 // manifests on disk
+	Hits, Revalidated, Misses    int64
+	Stale                        int64
+	Mismatches                   int64 // answers thrown away for ErrDigest
+	Damaged                      int64 // files thrown away
+	Expired, ExpireErrors, Scans int64
+}
+
+type counters struct {
+	outcomes                                    [4]atomic.Int64
+	mismatches, damaged, expired, failed, scans atomic.Int64
+}
+
+// Open makes a cache of the directory root, which is then the cache's own to
+// use and close, and which may hold manifests already. Run must be running for
+// anything to expire.
+func Open(root *os.Root, cfg Config) (*Cache, error) {
+	if cfg.StaleIf == nil {
+		cfg.StaleIf = func(error) bool { return false }
+	}
+	if cfg.GoneIf == nil {
+		cfg.GoneIf = func(error) bool { return false }
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = zap.NewNop()
+	}
+	c := &Cache{root: root, cfg: cfg, log: log, index: newIndex()}
+	if err := durable.Clean(root); err != nil {
+		return nil, fmt.Errorf("open manifest cache: %w", err)
+	}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	return c, nil
+}
+
+// Close ends the running questions to upstream and waits for them.
+func (c *Cache) Close() error {
+	c.mu.Lock() // so that no question starts between the cancel and the wait
+	c.cancel(ErrClosed)
+	c.mu.Unlock()
+	c.wg.Wait()
+	return c.root.Close()
+}
+
+// ByTag returns what a tag points at. Upstream is asked unless it was within
+// TagTTL; many who ask at the same time are one question.
+func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
+	if c.cfg.TagTTL > 0 {
+		if link := c.readTag(repository, tag); link != nil && time.Since(link.validated) < c.cfg.TagTTL {
+			if m := c.load(link.Descriptor.Digest); m != nil {
+				return c.answer(m, Hit, link.validated), nil
+			}
+		}
+	}
+	return c.once(ctx, repository+":"+tag, func(ctx context.Context) (*Manifest, error) {
+		return c.revalidate(ctx, repository, tag, up)
+	})
+}
+
+// ByDigest returns the manifest with digest d, which must be valid. Upstream is
+// asked if the manifest is not on disk, or if it is not known (or no longer)
+// that the repository has it.
+func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest, up Upstream) (*Manifest, error) {
+	if validated, ok := c.validated(repository, d); ok && c.fresh(validated) {
+		if m := c.load(d); m != nil {
+			return c.answer(m, Hit, validated), nil
+		}
+	}
+	return c.once(ctx, repository+"@"+d.String(), func(ctx context.Context) (*Manifest, error) {
+		return c.prove(ctx, repository, d, up)
+	})
+}
+
+// Stats says what the cache holds and has done.
+func (c *Cache) Stats() Stats {
+	s := Stats{
+		Hits:         c.count.outcomes[Hit].Load(),
+		Revalidated:  c.count.outcomes[Revalidated].Load(),
+		Misses:       c.count.outcomes[Miss].Load(),
+		Stale:        c.count.outcomes[Stale].Load(),
+		Mismatches:   c.count.mismatches.Load(),
+		Damaged:      c.count.damaged.Load(),
+		Expired:      c.count.expired.Load(),
+		ExpireErrors: c.count.failed.Load(),
+		Scans:        c.count.scans.Load(),
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.Entries = int64(len(c.manifests))
+	for _, e := range c.manifests {
+		s.Bytes += e.size
+	}
+	return s
+}
+
+// once runs ask for all who want the same key at the same time, on the cache's
+// own context: a caller who leaves takes nothing from the others.
+func (c *Cache) once(ctx context.Context, key string, ask func(context.Context) (*Manifest, error)) (*Manifest, error) {
+	result := c.flights.DoChan(key, func() (any, error) {
+		c.mu.Lock()
+		if c.ctx.Err() != nil {
+			c.mu.Unlock()
+			return nil, ErrClosed
+		}
+		c.wg.Add(1)
+		c.mu.Unlock()
+		defer c.wg.Done()
+		ctx, cancel := context.WithTimeout(c.ctx, answerTimeout)
+		defer cancel()
+		m, err := ask(ctx)
+		if err != nil && c.ctx.Err() != nil {
+			err = context.Cause(c.ctx) // whatever upstream made of it
+		}
+		return m, err
+	})
+	select {
+	case r := <-result:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		m := *r.Val.(*Manifest)
+		c.count.outcomes[m.Outcome].Add(1)
+		return &m, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// answer completes a manifest that did not take a question to upstream.
+func (c *Cache) answer(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
+	c.count.outcomes[outcome].Add(1)
+	return dated(m, outcome, validated)
+}
+
+func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
+	m.Outcome, m.Age = outcome, max(time.Since(validated), 0)
+	return m
+}
+
+// revalidate asks upstream what a tag points at now. A HEAD is enough if that
+// is on disk, be it the same as before or not.
+func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
+	desc, err := up.HeadManifest(ctx, tag)
+	if err != nil {
+		return c.withoutAnswer(repository, tag, err)
+	}
+	if desc.Digest != "" {
+		// The media type is upstream's to say, and no digest covers it.
+		if m := c.load(desc.Digest); m != nil && m.MediaType == desc.MediaType {
+			c.link(repository, tag, m)
+			return dated(m, Revalidated, time.Now()), nil
+		}
+	}
+	reference := tag
+	if desc.Digest != "" {
+		reference = desc.Digest.String()
+	}
+	m, err := c.fetch(ctx, repository, reference, up)
+	if err != nil {
+		return c.withoutAnswer(repository, tag, err)
+	}
+	c.link(repository, tag, m)
+	return m, nil
+}
+
+// withoutAnswer decides what a failed question means for a tag: an upstream
+// that can't answer leaves it as it was, a no ends it.
+func (c *Cache) withoutAnswer(repository, tag string, err error) (*Manifest, error) {
+	if c.cfg.GoneIf(err) {
+		c.removeTag(repository, tag)
+		return nil, err
+	}
+	if !c.cfg.StaleIf(err) {
+		return nil, err
+	}
+	link := c.readTag(repository, tag)
+	if link == nil {
+		return nil, err
+	}
+	if _, ok := c.validated(repository, link.Descriptor.Digest); !ok {
+		return nil, err // upstream has said no to the manifest itself
+	}
+	m := c.load(link.Descriptor.Digest)
+	if m == nil {
+		return nil, err
+	}
+	c.log.Warn("upstream can't say what a tag points at; answering with what it was",
+		zap.String("repository", repository), zap.String("tag", tag), zap.Time("validated", link.validated), zap.Error(err))
+	return dated(m, Stale, link.validated), nil
+}
+
+// prove gets the manifest d for a repository that is not known to have it, or
+// not recently.
+func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, up Upstream) (*Manifest, error) {
+	m := c.load(d)
+	if m != nil {
+		desc, err := up.HeadManifest(ctx, d.String())
+		if err != nil {
+			return c.unproven(repository, d, m, err)
+		}
+		if desc.Digest == d && desc.MediaType == m.MediaType {
+			c.validate(repository, d)
+			return dated(m, Revalidated, time.Now()), nil
+		}
+		// A HEAD does not tell. A GET does.
+	}
+	fetched, err := c.fetch(ctx, repository, d.String(), up)
+	if err != nil {
+		return c.unproven(repository, d, m, err)
+	}
+	return fetched, nil
+}
+
+// unproven decides what a failed question means for a right, as withoutAnswer
+// does for a tag. m is what is on disk, or nil.
+func (c *Cache) unproven(repository string, d digest.Digest, m *Manifest, err error) (*Manifest, error) {
+	if c.cfg.GoneIf(err) {
+		c.revoke(repository, d)
+		return nil, err
+	}
+	validated, ok := c.validated(repository, d)
+	if m == nil || !ok || !c.cfg.StaleIf(err) {
+		return nil, err
+	}
+	return dated(m, Stale, validated), nil
+}
+
+// fetch gets a manifest from upstream, checks it and stores it.
+func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upstream) (*Manifest, error) {
+	desc, body, err := up.GetManifest(ctx, reference)
+	if err != nil {
+		return nil, err
+	}
+	want := desc.Digest // what upstream claims, unless we know better
+	if d, err := digest.Parse(reference); err == nil {
+		want = d
+	}
+	if want == "" {
+		want = digest.FromBytes(body)
+	}
+	if got := want.Algorithm().FromBytes(body); got != want {
+		c.count.mismatches.Add(1)
+		c.log.Error("upstream sent a wrong manifest", zap.String("repository", repository),
+			zap.String("reference", reference), zap.Stringer("digest", got), zap.Stringer("want", want))
+		return nil, fmt.Errorf("manifest %s of %s: %w", reference, repository, ErrDigest)
+	}
+	m := &Manifest{
+		Descriptor: ocispec.Descriptor{MediaType: desc.MediaType, Digest: want, Size: int64(len(body))},
+		Body:       body,
+	}
+	c.store(m)
+	c.validate(repository, m.Digest)
+	return dated(m, Miss, time.Now()), nil
+}

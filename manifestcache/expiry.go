@@ -1,0 +1,190 @@
+package manifestcache
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+)
+
+// retryRemoval is when a file that could not be removed is tried again.
+const retryRemoval = time.Minute
+
+func (c *Cache) schedule(name string, used time.Time) {
+	if c.cfg.TTL > 0 {
+		c.due.Set(name, used.Add(c.cfg.TTL))
+	}
+}
+
+// Run finds out what is on disk and then removes what has not been used for
+// its time to live, until ctx is done. What Run has not found yet can be asked
+// for all the same.
+func (c *Cache) Run(ctx context.Context) error {
+	c.scan(ctx)
+	return c.due.Run(ctx, c.expire)
+}
+
+// expire is called when the file name may have come to the end of its life.
+// Manifests live by their use. Tags and rights live as long as the manifest
+// they are about: past their time they count only if upstream can't be asked.
+func (c *Cache) expire(name string) (next time.Time, keep bool) {
+	d, kind := c.subject(name)
+	c.mu.Lock()
+	e := c.manifests[d]
+	var end time.Time
+	if e != nil {
+		end = e.used.Add(c.cfg.TTL)
+	}
+	c.mu.Unlock()
+	if time.Now().Before(end) {
+		return end, true
+	}
+	if kind != "" && e != nil { // the manifest is about to go; then this can
+		return time.Now().Add(retryRemoval), true
+	}
+	if err := c.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.log.Error("expired file not removed; trying again", zap.String("path", name), zap.Error(err))
+		c.count.failed.Add(1)
+		return time.Now().Add(retryRemoval), true
+	}
+	switch kind {
+	case "":
+		c.forget(d)
+		c.count.expired.Add(1)
+	case repositoryDir:
+		if r, ok := parseRight(name); ok {
+			c.mu.Lock()
+			delete(c.rights, r)
+			c.mu.Unlock()
+		}
+	}
+	return next, false
+}
+
+// subject is the manifest that a file is about, and the directory that says in
+// what way; "" for the manifest itself.
+func (c *Cache) subject(name string) (d digest.Digest, kind string) {
+	switch dir, _, _ := strings.Cut(name, "/"); dir {
+	case tagDir:
+		if data, _, err := c.readFile(name); err == nil {
+			if l, err := decodeTag(data); err == nil {
+				d = l.Descriptor.Digest
+			}
+		}
+		return d, tagDir
+	case repositoryDir:
+		r, _ := parseRight(name)
+		return r.digest, repositoryDir
+	default:
+		d, _ = parseManifestName(name)
+		return d, ""
+	}
+}
+
+// parseManifestName is the opposite of manifestName.
+func parseManifestName(name string) (digest.Digest, bool) {
+	algorithm, _, _ := strings.Cut(name, "/")
+	d, err := digest.Parse(algorithm + ":" + path.Base(name))
+	return d, err == nil && manifestName(d) == name
+}
+
+// isTagName reports whether tagName makes such names.
+func isTagName(name string) bool {
+	hash, err := hex.DecodeString(path.Base(name))
+	return err == nil && len(hash) == sha256.Size && tagFile(hash) == name
+}
+
+// parseRight is the opposite of rightName.
+func parseRight(name string) (r right, ok bool) {
+	repository, err := hex.DecodeString(path.Base(path.Dir(name)))
+	if err != nil || len(repository) != len(r.repository) {
+		return r, false
+	}
+	copy(r.repository[:], repository)
+	r.digest, err = digest.Parse(strings.Replace(path.Base(name), "-", ":", 1))
+	return r, err == nil && rightName(r) == name
+}
+
+// scan makes everything on disk known. Files that are not the cache's are left
+// alone; damaged ones are found when they are read.
+func (c *Cache) scan(ctx context.Context) {
+	var junk []string
+	err := fs.WalkDir(c.root.FS(), ".", func(name string, de fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return fs.SkipAll
+		}
+		if err == nil && de.IsDir() || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !c.found(name, de) {
+			junk = append(junk, name)
+		}
+		return nil
+	})
+	if len(junk) > 0 || err != nil {
+		c.log.Warn("files in the cache are not manifests; left alone",
+			zap.Int("files", len(junk)), zap.Strings("first", junk[:min(len(junk), 3)]), zap.Error(err))
+	}
+	c.count.scans.Add(1)
+}
+
+// found makes one file of the scan known; false if it is not one of the cache's.
+func (c *Cache) found(name string, de fs.DirEntry) bool {
+	if !de.Type().IsRegular() {
+		return false
+	}
+	fi, err := de.Info()
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	switch dir, _, _ := strings.Cut(name, "/"); dir {
+	case "tmp":
+		return true // being written
+	case tagDir:
+		if !isTagName(name) {
+			return false
+		}
+	case repositoryDir:
+		r, ok := parseRight(name)
+		if !ok {
+			return false
+		}
+		c.mu.Lock()
+		if c.rights[r] == nil {
+			c.rights[r] = &validation{at: fi.ModTime(), touched: fi.ModTime()}
+		}
+		c.mu.Unlock()
+	default:
+		d, ok := parseManifestName(name)
+		if !ok {
+			return false
+		}
+		c.foundManifest(d, name)
+	}
+	c.schedule(name, fi.ModTime())
+	return true
+}
+
+// foundManifest makes the manifest d known. A damaged one is left for its next
+// reader, or its end of life.
+func (c *Cache) foundManifest(d digest.Digest, name string) {
+	data, mtime, err := c.readFile(name)
+	if err != nil {
+		return
+	}
+	m, err := decodeManifest(d, data)
+	if err != nil {
+		return
+	}
+	blobs := blobsOf(m.Body)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.add(m, mtime, blobs)
+}

@@ -1,0 +1,119 @@
+package manifestcache
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"slices"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func FuzzDecodeManifest(f *testing.F) {
+	for _, body := range []string{"", "\n", "{}", "{}\n{}", "\x00\xff", `{"mediaType":"x","size":1}`} {
+		m := &Manifest{Descriptor: ocispec.Descriptor{MediaType: "text/plain; x=<\u2028>", Size: int64(len(body))}, Body: []byte(body)}
+		f.Add(m.MediaType, encodeManifest(m))
+		f.Add("", []byte(body))
+	}
+	f.Add("x", []byte(`{"mediaType":"x","size":-1}`+"\n"))
+	f.Add("x", []byte(`{"mediaType":"x","size":2,"size":0}`+"\n"))
+	f.Add("\xff", []byte("null\nnull"))
+	f.Fuzz(func(t *testing.T, mediaType string, data []byte) {
+		// As a file: whatever it holds, what comes out has the digest.
+		_, rest, _ := bytes.Cut(data, []byte("\n"))
+		for _, d := range []digest.Digest{digest.FromBytes(data), digest.FromBytes(rest), digest.SHA512.FromBytes(rest)} {
+			m, err := decodeManifest(d, data)
+			if err != nil {
+				continue
+			}
+			if m.Digest != d || d.Algorithm().FromBytes(m.Body) != d || m.Size != int64(len(m.Body)) || m.MediaType == "" {
+				t.Errorf("%q decodes as %s to %v", data, d, m)
+			}
+			if again, err := decodeManifest(d, encodeManifest(m)); err != nil || again.MediaType != m.MediaType || !bytes.Equal(again.Body, m.Body) {
+				t.Errorf("%v does not survive encoding: %v, %v", m, again, err)
+			}
+		}
+		// As a body: it comes back.
+		if mediaType == "" || !utf8.ValidString(mediaType) {
+			return
+		}
+		d := digest.FromBytes(data)
+		m := &Manifest{Descriptor: ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}, Body: data}
+		got, err := decodeManifest(d, encodeManifest(m))
+		if err != nil || got.MediaType != mediaType || !bytes.Equal(got.Body, data) || got.Size != m.Size || got.Digest != d {
+			t.Errorf("%v comes back as %v, %v", m, got, err)
+		}
+	})
+}
+
+func FuzzDecodeTag(f *testing.F) {
+	good, err := json.Marshal(link{Reference: "docker.io/library/alpine:latest", Descriptor: ocispec.Descriptor{Digest: digest.FromString("")}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(good[:len(good)-1])
+	for _, d := range []string{"", "latest", ":", "sha256:", "sha256:../../x", "md5:d41d8cd98f00b204e9800998ecf8427e", "sha512:" + digest.FromString("").Encoded()} {
+		f.Add(fmt.Appendf(nil, `{"descriptor":{"digest":%q}}`, d))
+	}
+	f.Add([]byte("null"))
+	f.Add([]byte(`{"descriptor":[]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		l, err := decodeTag(data)
+		if err != nil {
+			return
+		}
+		name := manifestName(l.Descriptor.Digest)
+		if d, ok := parseManifestName(name); !ok || d != l.Descriptor.Digest || !fs.ValidPath(name) {
+			t.Errorf("%q leads to %q", data, name)
+		}
+	})
+}
+
+func FuzzBlobsOf(f *testing.F) {
+	a, b := digest.FromString("a"), digest.SHA512.FromString("b")
+	f.Add(fmt.Appendf(nil, `{"config":{"digest":%q},"layers":[{"digest":%q},{"digest":%[1]q}]}`, a, b))
+	f.Add(fmt.Appendf(nil, `{"blobs":[{"digest":%q}],"fsLayers":[{"blobSum":%q}]}`, a, b))
+	f.Add(fmt.Appendf(nil, `{"manifests":[{"digest":%q}],"subject":{"digest":%q}}`, a, b))
+	f.Add([]byte(`{"layers":[null,{},{"digest":null},{"digest":"sha256:x"}],"config":null}`))
+	f.Add([]byte(`{"layers":{}}`))
+	f.Add(bytes.Repeat([]byte("["), 20_000))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		list := blobsOf(data)
+		for i, d := range list {
+			if err := d.Validate(); err != nil {
+				t.Errorf("%q: %v", d, err)
+			}
+			if slices.Contains(list[:i], d) {
+				t.Errorf("%s is there twice", d)
+			}
+		}
+	})
+}
+
+func TestBlobsOfEveryKindOfManifest(t *testing.T) {
+	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.SHA512.FromString("c")
+	tests := map[string]struct {
+		body string
+		want []digest.Digest
+	}{
+		"image":    {fmt.Sprintf(`{"config":{"digest":%q},"layers":[{"digest":%q},{"digest":%q},{"digest":%[2]q}]}`, a, b, c), []digest.Digest{b, c, a}},
+		"artifact": {fmt.Sprintf(`{"blobs":[{"digest":%q},{"digest":%q}],"subject":{"digest":%q}}`, a, b, c), []digest.Digest{a, b}},
+		"schema 1": {fmt.Sprintf(`{"fsLayers":[{"blobSum":%q},{"blobSum":%[1]q},{"blobSum":%q}]}`, a, b), []digest.Digest{a, b}},
+		"index":    {fmt.Sprintf(`{"manifests":[{"digest":%q}]}`, a), nil},
+		"bad ones": {fmt.Sprintf(`{"layers":[{"digest":"latest"},{"digest":%q}]}`, a), []digest.Digest{a}},
+		"not JSON": {"x", nil},
+		"nothing":  {"", nil},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := blobsOf([]byte(test.body)); !slices.Equal(got, test.want) {
+				t.Errorf("blobs of %s: %v, want %v", test.body, got, test.want)
+			}
+		})
+	}
+}

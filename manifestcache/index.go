@@ -1,0 +1,301 @@
+package manifestcache
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"os"
+	"path"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+)
+
+const (
+	// touchAtMost is how often a use or a validation is written to disk as the
+	// file's mtime, and therefore what a crash may take from its life.
+	touchAtMost = time.Hour
+
+	// maxProven bounds how many blobs are remembered that upstream allowed
+	// though no manifest names them. Forgetting one costs a HEAD.
+	maxProven = 100_000
+)
+
+// Right is what is known of a repository's right to a blob.
+type Right uint8
+
+const (
+	Unknown   Right = iota // upstream has to be asked
+	Unrenewed              // it had it, but upstream was not asked for long
+	Granted
+)
+
+// right is a repository, by the hash of its name, and what it has.
+type right struct {
+	repository [sha256.Size]byte
+	digest     digest.Digest
+}
+
+func newRight(repository string, d digest.Digest) right {
+	return right{repository: sha256.Sum256([]byte(repository)), digest: d}
+}
+
+// index is what is known of the files, and rebuilt from them.
+type index struct {
+	manifests map[digest.Digest]*entry
+	rights    map[right]*validation             // repository has manifest
+	namedBy   map[digest.Digest][]digest.Digest // blob to the manifests that name it
+	proven    map[right]time.Time               // repository has blob, says upstream
+	refused   map[right]bool                    // it has not, whatever its manifests name
+}
+
+type entry struct {
+	size    int64
+	used    time.Time
+	touched time.Time       // the file's mtime
+	blobs   []digest.Digest // that the manifest names
+}
+
+type validation struct{ at, touched time.Time }
+
+func newIndex() index {
+	return index{
+		manifests: make(map[digest.Digest]*entry),
+		rights:    make(map[right]*validation),
+		namedBy:   make(map[digest.Digest][]digest.Digest),
+		proven:    make(map[right]time.Time),
+		refused:   make(map[right]bool),
+	}
+}
+
+// Refers says whether some cached manifest of the repository names the blob d,
+// or upstream has allowed it.
+func (c *Cache) Refers(repository string, d digest.Digest) Right {
+	r := newRight(repository, d)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	best := Unknown
+	if c.refused[r] {
+		return best
+	}
+	if at, ok := c.proven[r]; ok {
+		best = c.judge(at)
+	}
+	for _, manifest := range c.namedBy[d] {
+		if best == Granted {
+			break
+		}
+		if v := c.rights[right{r.repository, manifest}]; v != nil {
+			best = max(best, c.judge(v.at))
+		}
+	}
+	return best
+}
+
+func (c *Cache) judge(validated time.Time) Right {
+	if c.fresh(validated) {
+		return Granted
+	}
+	return Unrenewed
+}
+
+// Remember notes that upstream has the blob d in the repository, now.
+func (c *Cache) Remember(repository string, d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.proven) >= maxProven {
+		clear(c.proven)
+	}
+	r := newRight(repository, d)
+	c.proven[r] = time.Now()
+	delete(c.refused, r)
+}
+
+// Forget notes that upstream says that the blob d is not in the repository, or
+// not for us: from now on it is asked, whatever manifests name.
+func (c *Cache) Forget(repository string, d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := newRight(repository, d)
+	delete(c.proven, r)
+	if len(c.refused) < maxProven {
+		c.refused[r] = true
+	}
+}
+
+// fresh reports whether what was validated then need not be asked for yet.
+func (c *Cache) fresh(validated time.Time) bool {
+	return c.cfg.TTL == 0 || time.Since(validated) < c.cfg.TTL
+}
+
+// validated is when upstream last said that the repository has the manifest d.
+func (c *Cache) validated(repository string, d digest.Digest) (time.Time, bool) {
+	r := newRight(repository, d)
+	c.mu.Lock()
+	v := c.rights[r]
+	if v != nil {
+		defer c.mu.Unlock()
+		return v.at, true
+	}
+	c.mu.Unlock()
+	fi, err := c.root.Stat(rightName(r)) // not scanned yet
+	if err != nil {
+		return time.Time{}, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rights[r] == nil {
+		c.rights[r] = &validation{at: fi.ModTime(), touched: fi.ModTime()}
+	}
+	return c.rights[r].at, true
+}
+
+// validate records that upstream says that the repository has the manifest d.
+func (c *Cache) validate(repository string, d digest.Digest) {
+	r, now := newRight(repository, d), time.Now()
+	c.mu.Lock()
+	v := c.rights[r]
+	if v == nil {
+		v = new(validation)
+		c.rights[r] = v
+	}
+	v.at = now
+	touch := now.Sub(v.touched) >= c.touchEvery()
+	if touch {
+		v.touched = now
+	}
+	c.mu.Unlock()
+	if !touch {
+		return
+	}
+	name := rightName(r)
+	err := c.root.MkdirAll(path.Dir(name), 0o700)
+	if err == nil {
+		err = c.touchFile(name, now)
+	}
+	if err != nil {
+		c.log.Warn("right of a repository not recorded", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
+	}
+	c.schedule(name, now)
+}
+
+// touchFile makes the file, which has no content, if need be.
+func (c *Cache) touchFile(name string, now time.Time) error {
+	f, err := c.root.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), c.root.Chtimes(name, now, now))
+}
+
+// revoke records that the repository does not have the manifest d any more.
+func (c *Cache) revoke(repository string, d digest.Digest) {
+	r := newRight(repository, d)
+	c.mu.Lock()
+	delete(c.rights, r)
+	c.mu.Unlock()
+	c.due.Delete(rightName(r))
+	if err := c.root.RemoveAll(rightName(r)); err != nil {
+		c.log.Error("right of a repository not removed", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
+	}
+}
+
+func (c *Cache) touchEvery() time.Duration {
+	if c.cfg.TTL > 0 {
+		return min(touchAtMost, c.cfg.TTL/10)
+	}
+	return touchAtMost
+}
+
+// use notes that m, whose file has the given mtime, is used now.
+func (c *Cache) use(m *Manifest, mtime time.Time) {
+	now, name := time.Now(), manifestName(m.Digest)
+	c.mu.Lock()
+	e := c.manifests[m.Digest]
+	if e == nil {
+		c.mu.Unlock()
+		blobs := blobsOf(m.Body)
+		c.mu.Lock()
+		e = c.add(m, mtime, blobs)
+		c.schedule(name, now)
+	}
+	e.used = now
+	touch := now.Sub(e.touched) >= c.touchEvery()
+	if touch {
+		e.touched = now
+	}
+	c.mu.Unlock()
+	if touch {
+		if err := c.root.Chtimes(name, now, now); err != nil {
+			c.log.Warn("use of a manifest not recorded; it may expire early", zap.Stringer("digest", m.Digest), zap.Error(err))
+		}
+	}
+}
+
+// add makes m, which names blobs, known unless it is. Needs mu.
+func (c *Cache) add(m *Manifest, mtime time.Time, blobs []digest.Digest) *entry {
+	if e := c.manifests[m.Digest]; e != nil {
+		return e
+	}
+	e := &entry{size: m.Size, used: mtime, touched: mtime, blobs: blobs}
+	c.manifests[m.Digest] = e
+	for _, b := range e.blobs {
+		c.namedBy[b] = append(c.namedBy[b], m.Digest)
+	}
+	return e
+}
+
+// forget drops what is known of the manifest d, whose file is gone.
+func (c *Cache) forget(d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.manifests[d]
+	if e == nil {
+		return
+	}
+	delete(c.manifests, d)
+	c.due.Delete(manifestName(d))
+	for _, b := range e.blobs {
+		var others []digest.Digest
+		for _, m := range c.namedBy[b] {
+			if m != d {
+				others = append(others, m)
+			}
+		}
+		if c.namedBy[b] = others; len(others) == 0 {
+			delete(c.namedBy, b)
+		}
+	}
+}
+
+// blobsOf lists the blobs that a manifest of any kind names, each once.
+func blobsOf(body []byte) []digest.Digest {
+	type named struct {
+		Digest digest.Digest `json:"digest"`
+	}
+	var doc struct {
+		Config   named   `json:"config"`
+		Layers   []named `json:"layers"`
+		Blobs    []named `json:"blobs"` // artifact manifests
+		FSLayers []struct {
+			BlobSum digest.Digest `json:"blobSum"`
+		} `json:"fsLayers"` // Docker's schema 1
+	}
+	if json.Unmarshal(body, &doc) != nil {
+		return nil
+	}
+	all := append(append(doc.Layers, doc.Blobs...), doc.Config)
+	for _, l := range doc.FSLayers {
+		all = append(all, named{l.BlobSum})
+	}
+	seen := make(map[digest.Digest]bool, len(all))
+	var list []digest.Digest
+	for _, n := range all {
+		if n.Digest.Validate() == nil && !seen[n.Digest] {
+			seen[n.Digest] = true
+			list = append(list, n.Digest)
+		}
+	}
+	return list
+}

@@ -1,0 +1,295 @@
+package manifestcache_test
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"larder/manifestcache"
+)
+
+func wantRefers(t *testing.T, c *manifestcache.Cache, r *repository, blob digest.Digest, want manifestcache.Right) {
+	t.Helper()
+	if got := c.Refers(r.name, blob); got != want {
+		t.Errorf("%s refers to %s: %v, want %v", r.name, blob, got, want)
+	}
+}
+
+func TestAnotherRepositoryCostsOneHead(t *testing.T) {
+	c := openCache(t, t.TempDir(), config())
+	first, second := newRepository("docker.io/library/alpine"), newRepository("quay.io/library/alpine")
+	doc := second.push(first.push(newDocument(`{"first":1}`)))
+	wantDigest(t, c, first, doc, manifestcache.Miss)
+	wantDigest(t, c, second, doc, manifestcache.Revalidated)
+	second.wantAsked(t, "HEAD "+doc.digest.String())
+	wantDigest(t, c, second, doc, manifestcache.Hit)
+	second.wantAsked(t)
+
+	tagged := newRepository("ghcr.io/library/alpine")
+	tagged.push(doc, "latest")
+	wantTag(t, c, tagged, "latest", doc, manifestcache.Revalidated)
+	tagged.wantAsked(t, "HEAD latest")
+	wantDigest(t, c, tagged, doc, manifestcache.Hit)
+	tagged.wantAsked(t)
+}
+
+func TestBytesAreSharedBetweenRepositoriesAndRightsAreNot(t *testing.T) {
+	for _, no := range []error{errGone, errDown, errOther} {
+		t.Run(no.Error(), func(t *testing.T) {
+			c := openCache(t, t.TempDir(), config())
+			owner, stranger := newRepository("docker.io/owner/private"), newRepository("docker.io/stranger/x")
+			blob := digest.FromString("secret")
+			doc := owner.push(newImage(blob))
+			wantDigest(t, c, owner, doc, manifestcache.Miss)
+			stranger.fail(no)
+			for range 2 {
+				wantDigestError(t, c, stranger, doc.digest, no)
+				stranger.wantAsked(t, "HEAD "+doc.digest.String())
+			}
+			wantRefers(t, c, stranger, blob, manifestcache.Unknown)
+			wantRefers(t, c, owner, blob, manifestcache.Granted)
+			wantDigest(t, c, owner, doc, manifestcache.Hit)
+		})
+	}
+}
+
+func TestHeadThatDoesNotTellCostsAGet(t *testing.T) {
+	c := openCache(t, t.TempDir(), config())
+	first, second := newRepository("docker.io/library/alpine"), newRepository("quay.io/library/alpine")
+	doc := second.push(first.push(newDocument(`{"first":1}`)))
+	wantDigest(t, c, first, doc, manifestcache.Miss)
+	second.silent = true
+	wantDigest(t, c, second, doc, manifestcache.Miss)
+	second.wantAsked(t, "HEAD "+doc.digest.String(), "GET "+doc.digest.String())
+	wantDigest(t, c, second, doc, manifestcache.Hit)
+	second.wantAsked(t)
+}
+
+func TestOldRightIsAskedAbout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.TTL = 24 * time.Hour
+		c, _ := running(t, t.TempDir(), cfg)
+		up := newRepository("docker.io/library/alpine")
+		blob := digest.FromString("layer")
+		doc := up.push(newImage(blob))
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+		time.Sleep(24*time.Hour - time.Second)
+		wantDigest(t, c, up, doc, manifestcache.Hit)
+		wantRefers(t, c, up, blob, manifestcache.Granted)
+		up.wantAsked(t, "GET "+doc.digest.String())
+		time.Sleep(time.Second)
+		wantRefers(t, c, up, blob, manifestcache.Unrenewed)
+
+		up.fail(errDown)
+		m, err := c.ByDigest(t.Context(), up.name, doc.digest, up)
+		wantManifest(t, m, err, doc, manifestcache.Stale)
+		if m.Age != 24*time.Hour {
+			t.Errorf("age %v, want 24h", m.Age)
+		}
+		up.wantAsked(t, "HEAD "+doc.digest.String())
+		wantRefers(t, c, up, blob, manifestcache.Unrenewed)
+		up.fail(errOther)
+		wantDigestError(t, c, up, doc.digest, errOther)
+		up.wantAsked(t, "HEAD "+doc.digest.String())
+
+		up.fail(nil)
+		wantDigest(t, c, up, doc, manifestcache.Revalidated)
+		up.wantAsked(t, "HEAD "+doc.digest.String())
+		wantDigest(t, c, up, doc, manifestcache.Hit)
+		wantRefers(t, c, up, blob, manifestcache.Granted)
+		up.wantAsked(t)
+	})
+}
+
+func TestRightThatCannotBeHeadedIsStaleOrRevokedByItsGet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.TTL = 24 * time.Hour
+		c, _ := running(t, t.TempDir(), cfg)
+		up := newRepository("docker.io/library/alpine")
+		up.silent = true
+		blob := digest.FromString("layer")
+		doc := up.push(newImage(blob))
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+		time.Sleep(23 * time.Hour)
+		wantDigest(t, c, up, doc, manifestcache.Hit)
+		time.Sleep(time.Hour)
+		up.get = errDown
+		wantDigest(t, c, up, doc, manifestcache.Stale)
+		up.get = errGone
+		wantDigestError(t, c, up, doc.digest, errGone)
+		wantRefers(t, c, up, blob, manifestcache.Unknown)
+		up.get = errDown
+		wantDigestError(t, c, up, doc.digest, errDown)
+	})
+}
+
+func TestRevokedIsNotStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, cfg := t.TempDir(), config()
+		cfg.TTL = 24 * time.Hour
+		c, stop := running(t, dir, cfg)
+		up, other := newRepository("docker.io/library/alpine"), newRepository("docker.io/library/busybox")
+		blob := digest.FromString("layer")
+		doc := other.push(up.push(newImage(blob)))
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+		time.Sleep(23 * time.Hour)
+		wantDigest(t, c, other, doc, manifestcache.Revalidated)
+		time.Sleep(2 * time.Hour)
+		up.fail(errGone)
+		wantDigestError(t, c, up, doc.digest, errGone)
+		wantRefers(t, c, up, blob, manifestcache.Unknown)
+		wantRefers(t, c, other, blob, manifestcache.Granted)
+		wantDigest(t, c, other, doc, manifestcache.Hit)
+
+		up.fail(errDown)
+		wantDigestError(t, c, up, doc.digest, errDown)
+		stop()
+		c, _ = running(t, dir, cfg)
+		wantDigestError(t, c, up, doc.digest, errDown)
+		wantRefers(t, c, up, blob, manifestcache.Unknown)
+		wantDigest(t, c, other, doc, manifestcache.Hit)
+	})
+}
+
+func TestRefusedIsNotServedBecauseAnotherRepositoryBroughtItBack(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, dir, config())
+	up, other := newRepository("docker.io/library/alpine"), newRepository("docker.io/library/busybox")
+	doc := other.push(up.push(newDocument(`{"first":1}`)))
+	wantDigest(t, c, up, doc, manifestcache.Miss)
+	if err := os.Remove(manifestPath(dir, doc.digest)); err != nil {
+		t.Fatal(err)
+	}
+	up.fail(errGone)
+	wantDigestError(t, c, up, doc.digest, errGone)
+	wantDigest(t, c, other, doc, manifestcache.Miss)
+	wantDigestError(t, c, up, doc.digest, errGone)
+}
+
+func TestRefersFollowsTheManifestsThereAre(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, dir, config())
+	up, other := newRepository("docker.io/library/alpine"), newRepository("docker.io/library/busybox")
+	shared, only := digest.FromString("shared"), digest.FromString("only")
+	first := up.push(newImage(shared, only, shared), "first")
+	second := up.push(newImage(shared), "second")
+	wantRefers(t, c, up, shared, manifestcache.Unknown)
+	wantTag(t, c, up, "first", first, manifestcache.Miss)
+	wantTag(t, c, up, "second", second, manifestcache.Miss)
+	wantRefers(t, c, up, shared, manifestcache.Granted)
+	wantRefers(t, c, up, only, manifestcache.Granted)
+	wantRefers(t, c, other, shared, manifestcache.Unknown)
+	wantRefers(t, c, up, first.digest, manifestcache.Unknown)
+
+	if err := os.Remove(manifestPath(dir, first.digest)); err != nil {
+		t.Fatal(err)
+	}
+	up.fail(errDown)
+	wantDigestError(t, c, up, first.digest, errDown) // finds out
+	wantRefers(t, c, up, shared, manifestcache.Granted)
+	wantRefers(t, c, up, only, manifestcache.Unknown)
+	if got := c.Stats(); got.Entries != 1 || got.Damaged != 0 {
+		t.Errorf("%d entries, %d damaged; want 1, 0", got.Entries, got.Damaged)
+	}
+}
+
+func TestRefersTakesTheBestRight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.TTL = 24 * time.Hour
+		c, _ := running(t, t.TempDir(), cfg)
+		up := newRepository("docker.io/library/alpine")
+		blob := digest.FromString("layer")
+		first, second := up.push(newImage(blob)), up.push(newImage(blob, digest.FromString("another")))
+		wantDigest(t, c, up, first, manifestcache.Miss)
+		time.Sleep(23 * time.Hour)
+		wantDigest(t, c, up, first, manifestcache.Hit)
+		wantDigest(t, c, up, second, manifestcache.Miss)
+		time.Sleep(2 * time.Hour)
+		wantRefers(t, c, up, blob, manifestcache.Granted) // by the second
+		time.Sleep(21*time.Hour + 30*time.Minute)
+		wantDigest(t, c, up, second, manifestcache.Hit)
+		time.Sleep(time.Hour)
+		wantRefers(t, c, up, blob, manifestcache.Unrenewed)
+		c.Remember(up.name, blob)
+		wantRefers(t, c, up, blob, manifestcache.Granted)
+	})
+}
+
+func TestRememberedBlobIsGrantedForTheTTL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.TTL = 24 * time.Hour
+		c, _ := running(t, t.TempDir(), cfg)
+		up, other := newRepository("docker.io/library/alpine"), newRepository("docker.io/library/busybox")
+		blob := digest.FromString("layer")
+		c.Remember(up.name, blob)
+		wantRefers(t, c, up, blob, manifestcache.Granted)
+		wantRefers(t, c, other, blob, manifestcache.Unknown)
+		wantRefers(t, c, up, digest.FromString("another"), manifestcache.Unknown)
+		time.Sleep(24*time.Hour - time.Second)
+		wantRefers(t, c, up, blob, manifestcache.Granted)
+		time.Sleep(time.Second)
+		wantRefers(t, c, up, blob, manifestcache.Unrenewed)
+		c.Remember(up.name, blob)
+		wantRefers(t, c, up, blob, manifestcache.Granted)
+	})
+}
+
+func TestRememberedBlobsAreBounded(t *testing.T) {
+	c := openCache(t, t.TempDir(), config())
+	up := newRepository("docker.io/library/alpine")
+	blob := digest.FromString("layer")
+	c.Remember(up.name, blob)
+	for i := range 100_000 {
+		c.Remember(up.name, digest.NewDigestFromBytes(digest.SHA256, []byte{byte(i), byte(i >> 8), byte(i >> 16)}))
+	}
+	wantRefers(t, c, up, blob, manifestcache.Unknown)
+}
+
+func TestRightsOfForeverAreNotAskedAbout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := running(t, t.TempDir(), config())
+		up := newRepository("docker.io/library/alpine")
+		blob := digest.FromString("layer")
+		doc := up.push(newImage(blob))
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+		time.Sleep(60 * 24 * time.Hour)
+		up.fail(errors.New("not to be asked"))
+		wantDigest(t, c, up, doc, manifestcache.Hit)
+		wantRefers(t, c, up, blob, manifestcache.Granted)
+	})
+}
+
+func TestRenewedRightSurvivesARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, cfg := t.TempDir(), config()
+		cfg.TTL = 24 * time.Hour
+		c, stop := running(t, dir, cfg)
+		up := newRepository("docker.io/library/alpine")
+		doc := up.push(newDocument(`{"first":1}`))
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+		time.Sleep(23 * time.Hour)
+		wantDigest(t, c, up, doc, manifestcache.Hit)
+		time.Sleep(time.Hour)
+		wantDigest(t, c, up, doc, manifestcache.Revalidated)
+		stop()
+		time.Sleep(12 * time.Hour)
+		for _, open := range []func() *manifestcache.Cache{
+			func() *manifestcache.Cache { return openCache(t, dir, cfg) },
+			func() *manifestcache.Cache { c, _ := running(t, dir, cfg); return c },
+		} {
+			m, err := open().ByDigest(t.Context(), up.name, doc.digest, up)
+			wantManifest(t, m, err, doc, manifestcache.Hit)
+			if m.Age != 12*time.Hour {
+				t.Errorf("age %v, want 12h", m.Age)
+			}
+		}
+	})
+}

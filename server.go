@@ -1,0 +1,292 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"larder/auth"
+	"larder/auth/htpasswd"
+	"larder/blobcache"
+	"larder/handler"
+	"larder/handler/admin"
+	"larder/handler/middleware"
+	"larder/handler/upstream"
+	"larder/manifestcache"
+)
+
+// linger is how long a blob goes on being fetched when the last client that
+// wanted it has left.
+const linger = 30 * time.Second
+
+// chain is the middlewares, outermost first. Log and metrics are outside of
+// recover, to see the 500 that becomes of a panic.
+var chain = []string{"requestid", "log", "metrics", "recover", "auth", "readonly"}
+
+// errShuttingDown is what readiness says while larder stops.
+var errShuttingDown = errors.New("shutting down")
+
+// program is larder, wired.
+type program struct {
+	cfg        *config
+	log        *zap.Logger
+	dir        *cacheDir
+	upstreams  *upstream.Client
+	blobs      *blobcache.Cache
+	manifests  *manifestcache.Cache
+	servers    []*server
+	stopping   atomic.Bool
+	background sync.WaitGroup
+}
+
+// run is larder: it serves until ctx is done, and then stops gracefully. The
+// environment is all it reads of the world, stderr where it logs.
+func run(ctx context.Context, environ []string, stderr io.Writer) (err error) {
+	cfg, err := readConfig(environ)
+	if err != nil {
+		return err
+	}
+	log := newLogger(cfg, stderr)
+	defer func() { _ = log.Sync() }() // stderr of a container can't be synced
+	for _, v := range cfg.unknown {
+		if v.didYouMean != "" {
+			log.Warn("unknown variable", zap.String("variable", v.name), zap.String("did you mean", v.didYouMean))
+		} else {
+			log.Warn("unknown variable", zap.String("variable", v.name))
+		}
+	}
+	p := &program{cfg: cfg, log: log}
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err := p.open(); err != nil {
+		return err
+	}
+	return p.serve(ctx)
+}
+
+func newLogger(cfg *config, w io.Writer) *zap.Logger {
+	encoding := zap.NewProductionEncoderConfig()
+	encoding.EncodeTime = zapcore.ISO8601TimeEncoder
+	encoding.EncodeDuration = zapcore.StringDurationEncoder
+	encoder := zapcore.NewJSONEncoder(encoding)
+	if cfg.LogFormat == "console" {
+		encoding.EncodeLevel = zapcore.CapitalLevelEncoder
+		encoder = zapcore.NewConsoleEncoder(encoding)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), cfg.LogLevel))
+}
+
+// open makes everything that serving needs, the listeners last: whoever can
+// connect gets an answer. Nobody is contacted.
+func (p *program) open() (err error) {
+	cfg := p.cfg
+	if p.dir, err = openCacheDir(cfg.CacheDir); err != nil {
+		return err
+	}
+	p.upstreams, err = upstream.New(upstream.Config{
+		Registries: cfg.upstreams,
+		Keychain: &auth.Keychain{
+			Host: cfg.upstreams[0].Host, Username: cfg.Username, Password: cfg.Password, PasswordFile: cfg.PasswordFile,
+		},
+		UserAgent:   "larder/" + version(),
+		Connections: int(cfg.UpstreamConnections),
+		Logger:      p.log.Named("upstream"),
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.openCaches(); err != nil {
+		return err
+	}
+	metrics := admin.NewMetrics(version(), admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams})
+	registry, err := p.registry(metrics)
+	if err != nil {
+		return err
+	}
+	certificate, err := p.certificate()
+	if err != nil {
+		return err
+	}
+	if err := p.listen("LARDER_ADDR", cfg.Addr, registry, certificate); err != nil {
+		return err
+	}
+	if cfg.AdminAddr == "" {
+		return nil
+	}
+	return p.listen("LARDER_ADMIN_ADDR", cfg.AdminAddr, admin.New(metrics, p.ready), nil)
+}
+
+func (p *program) openCaches() error {
+	blobs, err := p.dir.sub("blobs")
+	if err != nil {
+		return err
+	}
+	p.blobs, err = blobcache.Open(blobs, blobcache.Config{
+		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections), Logger: p.log.Named("blobs"),
+	})
+	if err != nil {
+		return err
+	}
+	manifests, err := p.dir.sub("manifests")
+	if err != nil {
+		return err
+	}
+	p.manifests, err = manifestcache.Open(manifests, manifestcache.Config{
+		TTL:    p.cfg.ManifestTTL,
+		TagTTL: p.cfg.TagTTL,
+		StaleIf: func(err error) bool { // an upstream that lies can't answer either
+			return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest)
+		},
+		GoneIf: upstream.Refused,
+		Logger: p.log.Named("manifests"),
+	})
+	return err
+}
+
+// registry is the handler of the registry's listener.
+func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
+	opts := middleware.Options{Logger: p.log.Named("http"), Observe: metrics.Observe}
+	if p.cfg.Htpasswd != "" {
+		users, err := htpasswd.Open(p.cfg.Htpasswd)
+		if err != nil {
+			return nil, &configError{[]error{fmt.Errorf("LARDER_HTPASSWD: %w", err)}}
+		}
+		opts.Verify = users.Verify
+	}
+	h := handler.New(handler.Config{
+		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http"),
+	})
+	return middleware.Builtin().Chain(h, opts, chain...)
+}
+
+func (p *program) certificate() (*certificate, error) {
+	if p.cfg.TLSCert == "" {
+		return nil, nil
+	}
+	c := &certificate{cert: p.cfg.TLSCert, key: p.cfg.TLSKey, log: p.log.Named("tls")}
+	if err := c.load(); err != nil {
+		return nil, &configError{[]error{fmt.Errorf("LARDER_TLS_CERT, LARDER_TLS_KEY: %w", err)}}
+	}
+	return c, nil
+}
+
+// server is an http.Server and the listener it is for.
+type server struct {
+	http.Server
+	listener net.Listener
+}
+
+// listen opens a listener, for TLS if there is a certificate.
+func (p *program) listen(variable, addr string, h http.Handler, c *certificate) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("%s: %w", variable, err)
+	}
+	s := &server{listener: l}
+	s.Handler = h
+	s.ReadHeaderTimeout = 10 * time.Second
+	s.IdleTimeout = 2 * time.Minute
+	s.MaxHeaderBytes = 64 << 10
+	// Clients that try TLS on a plain port are no news.
+	s.ErrorLog, err = zap.NewStdLogAt(p.log.Named("net"), zapcore.DebugLevel)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	if c != nil {
+		s.TLSConfig = &tls.Config{GetCertificate: c.get, MinVersion: tls.VersionTLS12}
+	}
+	p.servers = append(p.servers, s)
+	return nil
+}
+
+// serve runs until ctx is done or a listener fails.
+func (p *program) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	for _, s := range p.servers {
+		p.background.Go(func() { cancel(s.run()) }) // ends with the server's Shutdown or Close
+	}
+	p.background.Go(func() { _ = p.blobs.Run(ctx) }) // the error is ctx's
+	p.background.Go(func() { _ = p.manifests.Run(ctx) })
+	p.background.Go(func() { p.checkCredentials(ctx) })
+	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
+		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("password", p.cfg.Htpasswd != ""),
+		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+	<-ctx.Done()
+	err := context.Cause(ctx)
+	p.shutdown()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (s *server) run() error {
+	if s.TLSConfig != nil {
+		return s.ServeTLS(s.listener, "", "")
+	}
+	return s.Serve(s.listener)
+}
+
+// checkCredentials tells the operator of wrong ones before the first pull.
+func (p *program) checkCredentials(ctx context.Context) {
+	if err := p.upstreams.CheckCredentials(ctx); err != nil && ctx.Err() == nil {
+		p.log.Warn("the default upstream can't be signed in to; pulls that need that will fail",
+			zap.String("upstream", p.cfg.upstreams[0].Host), zap.Error(err))
+	}
+}
+
+func (p *program) ready() error {
+	if p.stopping.Load() {
+		return errShuttingDown
+	}
+	return p.dir.usable()
+}
+
+// shutdown lets the answers that have begun come to their end, for as long as
+// the grace period.
+func (p *program) shutdown() {
+	p.stopping.Store(true)
+	p.log.Info("larder stopping", zap.Duration("grace", p.cfg.ShutdownGrace))
+	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ShutdownGrace)
+	defer cancel()
+	for _, s := range p.servers {
+		if err := s.Shutdown(ctx); err != nil {
+			p.log.Warn("answers cut short", zap.Stringer("addr", s.listener.Addr()), zap.Error(err))
+			_ = s.Close() // its listener is closed already
+		}
+	}
+}
+
+// close ends what open has made, in the opposite order.
+func (p *program) close() error {
+	var errs []error
+	for _, s := range p.servers {
+		if err := s.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	p.background.Wait()
+	if p.blobs != nil {
+		errs = append(errs, p.blobs.Close())
+	}
+	if p.manifests != nil {
+		errs = append(errs, p.manifests.Close())
+	}
+	if p.upstreams != nil {
+		errs = append(errs, p.upstreams.Close())
+	}
+	if p.dir != nil {
+		errs = append(errs, p.dir.close())
+	}
+	return errors.Join(errs...)
+}
