@@ -187,7 +187,9 @@ func (f *fill) put(c *claim, pos int64, p []byte) (more bool, err error) {
 		}
 		f.wake()
 	}
-	return c.pos == end, nil
+	// What was asked for may end where the claim does. Then the body's own end is
+	// still to be read: a connection is used again only after that.
+	return c.pos == end && (end < c.end || end == c.asked || end == f.size), nil
 }
 
 // write writes those bytes of p, which are for pos, that have not arrived yet.
