@@ -20,6 +20,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"larder/ttl"
 )
@@ -47,16 +48,24 @@ type Fetch func(ctx context.Context, offset, length int64) (body io.ReadCloser, 
 // Outcome is how a Get was answered.
 type Outcome uint8
 
-// A blob was on disk, was on its way already, or had to be fetched.
+// A blob was on disk, was on its way already, had to be fetched, or is passed on
+// without being kept.
 const (
 	Hit Outcome = iota
 	Join
 	Miss
+	Pass
 )
 
 // String returns the word that headers, metrics and logs use.
 func (o Outcome) String() string {
-	return [...]string{"hit", "join", "miss"}[o]
+	return [...]string{"hit", "join", "miss", "pass"}[o]
+}
+
+// Source is where a blob comes from, and for whom it is kept.
+type Source struct {
+	Fetch Fetch
+	Owner string // for the quotas; "" is nobody
 }
 
 // Blob is a blob open for reading, complete or still arriving.
@@ -78,6 +87,10 @@ type Config struct {
 	Linger time.Duration // how long a fill goes on after its last reader left
 	Logger *zap.Logger   // nil: none
 
+	MaxSize Limit   // of what is kept; parts that are left for resuming count
+	MinFree Limit   // of the file system that is left to others
+	Quotas  []Quota // of what is kept for one owner
+
 	// Connections is how many may fetch one large blob at once. With 0 or 1, a
 	// whole blob is asked for in one.
 	Connections int
@@ -89,20 +102,29 @@ type Cache struct {
 	root   *os.Root
 	cfg    Config
 	log    *zap.Logger
+	disk   *zap.Logger     // for what is wrong with the disk: a line a minute
 	ctx    context.Context // of all fills; ends with Close
 	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup // the fills
-	due    ttl.Queue[digest.Digest]
-	bufs   sync.Pool // of *[]byte, chunk long
+	wg     sync.WaitGroup           // the fills
+	due    ttl.Queue[digest.Digest] // the entries, by the end of their life
+	bufs   sync.Pool                // of *[]byte, chunk long
 	count  counters
 	sizes  sizes // immutable after Open
 
+	writeAt func(f *os.File, p []byte, offset int64) (int, error) // File.WriteAt, but in tests
+
+	arrived atomic.Int64 // what the running fills have written of what they have reserved
+
 	// mu guards the maps, what the entries hold, and the fields of a fill that
 	// say so. It may be taken before a fill's own lock, never after.
-	mu      sync.Mutex
-	entries map[digest.Digest]*entry
-	fills   map[digest.Digest]*fill
-	lied    map[digest.Digest]bool // a part of it was wrong: next time in one
+	mu       sync.Mutex
+	entries  map[digest.Digest]*entry
+	fills    map[digest.Digest]*fill
+	streams  map[digest.Digest][]*stream
+	lied     map[digest.Digest]bool // a part of it was wrong: next time in one
+	stuck    map[digest.Digest]bool // its file is wrong and can't be removed
+	storeErr error                  // what is wrong with the disk, nil since something was stored
+	budget
 }
 
 // Stats is what a cache holds and what it has done since it was opened.
@@ -113,14 +135,21 @@ type Stats struct {
 	Hits, Joins, Misses          int64
 	Fetched                      int64 // bytes that came from a Fetch
 	Resumed                      int64 // bodies that broke and were gone on with
+	Passed                       int64 // passed on without being kept
 	Mismatches                   int64 // fills thrown away for ErrDigest
 	Damaged                      int64 // files thrown away, as they were not what was stored
 	Expired, ExpireErrors, Scans int64
+	MaxBytes                     int64 // what may be kept; 0: no limit
+	Reserved                     int64 // bytes that the running fills have, or have room for
+	Evicted, EvictedBytes        int64 // before the end of their life
+	StoreErrors                  int64 // of the disk
+	StoreError                   error // the last, if nothing was stored since
 }
 
 type counters struct {
-	outcomes                                                      [3]atomic.Int64
+	outcomes                                                      [4]atomic.Int64
 	fetched, resumed, mismatches, damaged, expired, failed, scans atomic.Int64
+	evicted, evictedBytes, storeErrors                            atomic.Int64
 }
 
 // Open makes a cache of the directory root, which is then the cache's own to
@@ -134,18 +163,32 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
+	total, _, err := diskSpace(root)
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return nil, fmt.Errorf("open blob cache: %w", err)
+	}
 	c := &Cache{
 		root:    root,
 		cfg:     cfg,
 		log:     log,
+		disk:    log.WithOptions(zap.WrapCore(onceAMinute)),
 		sizes:   usualSizes(),
+		writeAt: (*os.File).WriteAt,
 		entries: make(map[digest.Digest]*entry),
 		fills:   make(map[digest.Digest]*fill),
+		streams: make(map[digest.Digest][]*stream),
 		lied:    make(map[digest.Digest]bool),
+		stuck:   make(map[digest.Digest]bool),
+		budget:  newBudget(cfg, total),
 	}
 	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c, nil
+}
+
+// onceAMinute lets the same message through once a minute.
+func onceAMinute(core zapcore.Core) zapcore.Core {
+	return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 }
 
 // Close ends the running fills, keeping what has arrived, and waits for them.
@@ -162,56 +205,70 @@ func (c *Cache) Close() error {
 // first byte can be read, so that an error of fetch is still an error of Get. A
 // joined fill's error is that of the Fetch which started it.
 func (c *Cache) Get(ctx context.Context, d digest.Digest, fetch Fetch) (*Blob, error) {
-	return c.GetRange(ctx, d, 0, -1, fetch)
+	return c.GetRange(ctx, d, 0, -1, Source{Fetch: fetch})
 }
 
 // GetRange is Get for a reader that wants length bytes (-1: to the end) from
 // offset. Nothing much beyond them is fetched, unless that is the whole blob.
 // Content is that of the whole blob all the same.
-func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length int64, fetch Fetch) (*Blob, error) {
+func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length int64, src Source) (*Blob, error) {
 	w := newWant(offset, length)
 	for {
 		if blob, err := c.openComplete(d); blob != nil || err != nil {
 			return blob, err
 		}
-		f, outcome, err := c.joinOrStart(d, fetch)
+		if p := c.board(d, w, src); p != nil { // it is not kept, but on its way
+			return p.open(ctx)
+		}
+		f, outcome, err := c.joinOrStart(d, src)
 		if err != nil {
 			return nil, err
 		}
 		if f == nil {
 			continue // it was completed just now
 		}
-		if outcome == parking {
-			select {
-			case <-f.gone:
-				continue
-			case <-ctx.Done():
-				return nil, context.Cause(ctx)
-			}
+		var blob *Blob
+		if outcome != parking {
+			blob, err = c.openFill(ctx, f, outcome, w, src)
 		}
-		content, size, err := f.open(ctx, w)
+		if outcome != parking && !errors.Is(err, errMissed) && !errors.Is(err, errDamaged) {
+			return blob, err
+		}
+		select {
+		case <-f.gone:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// openFill opens the blob of a fill that was joined. If it turns out that it is
+// not kept, it is passed on.
+func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
+	leave := sync.OnceFunc(func() { c.leave(f) })
+	content, size, err := f.open(ctx, w)
+	if unkept(err) {
+		p := newPass(c, f.digest, w, src)
+		err := c.follow(p)
+		leave()
 		if err != nil {
-			if errors.Is(err, errMissed) {
-				c.abandon(f)
-			}
-			c.leave(f)
-			if errors.Is(err, errMissed) || errors.Is(err, errDamaged) {
-				select {
-				case <-f.gone:
-					continue
-				case <-ctx.Done():
-					return nil, context.Cause(ctx)
-				}
-			}
 			return nil, err
 		}
-		if content.stored {
-			outcome = Hit
-		}
-		content.close = func() { c.leave(f) }
-		c.count.outcomes[outcome].Add(1)
-		return &Blob{Content: content, Size: size, Outcome: outcome}, nil
+		return p.open(ctx)
 	}
+	if err != nil {
+		if errors.Is(err, errMissed) {
+			c.abandon(f)
+		}
+		leave()
+		return nil, err
+	}
+	if content.stored {
+		outcome = Hit
+	}
+	content.leave, content.src = leave, src
+	c.count.outcomes[outcome].Add(1)
+	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
 }
 
 // Size is the size of a blob that is on disk or on its way. It never starts a
@@ -244,24 +301,22 @@ func (c *Cache) Stats() Stats {
 		Misses:       c.count.outcomes[Miss].Load(),
 		Fetched:      c.count.fetched.Load(),
 		Resumed:      c.count.resumed.Load(),
+		Passed:       c.count.outcomes[Pass].Load(),
 		Mismatches:   c.count.mismatches.Load(),
 		Damaged:      c.count.damaged.Load(),
 		Expired:      c.count.expired.Load(),
 		ExpireErrors: c.count.failed.Load(),
 		Scans:        c.count.scans.Load(),
+		Evicted:      c.count.evicted.Load(),
+		EvictedBytes: c.count.evictedBytes.Load(),
+		StoreErrors:  c.count.storeErrors.Load(),
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.Fills = int64(len(c.fills))
-	for _, e := range c.entries {
-		if e.partial {
-			s.Partials++
-			s.PartialBytes += e.size
-		} else {
-			s.Entries++
-			s.Bytes += e.size
-		}
-	}
+	s.Entries, s.Bytes = c.blobs.n, c.blobs.bytes
+	s.Partials, s.PartialBytes = c.partials.n, c.partials.bytes
+	s.MaxBytes, s.Reserved, s.StoreError = c.max, c.reserved, c.storeErr
 	return s
 }
 
@@ -295,11 +350,24 @@ func (c *Cache) openComplete(d digest.Digest) (*Blob, error) {
 }
 
 // discard removes what has a blob's name and can't be a blob, so that the blob
-// is fetched again.
+// is fetched again. While it can't be removed, the blob is passed on.
 func (c *Cache) discard(d digest.Digest, e *entry, err error) {
 	c.log.Error("blob file is damaged; fetching the blob again", zap.Stringer("digest", d), zap.Error(err))
-	if err := c.root.RemoveAll(blobName(d)); err != nil {
-		c.log.Error("damaged blob file not removed", zap.Stringer("digest", d), zap.Error(err))
+	err = c.root.RemoveAll(blobName(d))
+	if err != nil {
+		c.complain("damaged blob file not removed", err)
 	}
+	c.mu.Lock()
+	if delete(c.stuck, d); err != nil {
+		c.stuck[d] = true
+	}
+	c.mu.Unlock()
 	c.forget(d, e)
+}
+
+// unstick notes that the wrong file of d could be removed after all.
+func (c *Cache) unstick(d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.stuck, d)
 }

@@ -316,18 +316,6 @@ func TestFetchErrorIsGetsError(t *testing.T) {
 	wantBlob(t, get(t, c, s), s.data, blobcache.Miss)
 }
 
-func TestUnusableDirectoryIsAnErrorNotAHang(t *testing.T) {
-	dir := t.TempDir()
-	c := openCache(t, dir, blobcache.Config{})
-	if err := os.RemoveAll(filepath.Join(dir, "tmp")); err != nil {
-		t.Fatal(err)
-	}
-	s := newSource(1 << 20)
-	if _, err := c.Get(t.Context(), s.digest, s.fetch); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Get without a directory for partial files: %v, want %v", err, fs.ErrNotExist)
-	}
-}
-
 func TestDamagedFilesAreFetchedAnew(t *testing.T) {
 	damage := map[string]func(path string) error{
 		"truncated": func(path string) error { return os.Truncate(path, 10) },

@@ -199,7 +199,7 @@ func TestOpenEndedRangeOfALeftoverAsksUpstream(t *testing.T) {
 	_, c := leftover(t, p, p.data[:10<<20], `{"size":20971520,"extents":[{"start":2097152,"end":10485760}]}`)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	b, err := c.GetRange(ctx, p.digest, 3<<20, -1, p.fetch)
+	b, err := c.GetRange(ctx, p.digest, 3<<20, -1, blobcache.Source{Fetch: p.fetch})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +211,7 @@ func TestEmptyRangeOfAMissingBlob(t *testing.T) {
 	p := newParts(2 << 20)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	b, err := c.GetRange(ctx, p.digest, 0, 0, p.fetch)
+	b, err := c.GetRange(ctx, p.digest, 0, 0, blobcache.Source{Fetch: p.fetch})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +223,7 @@ func TestPartsOfABlobOfUnknownSize(t *testing.T) {
 	c := openCache(t, t.TempDir(), blobcache.Config{Connections: 4})
 	p := newParts(2 << 20)
 	p.total = func(int64) int64 { return -1 }
-	b, err := c.GetRange(t.Context(), p.digest, 0, 1000, p.fetch)
+	b, err := c.GetRange(t.Context(), p.digest, 0, 1000, blobcache.Source{Fetch: p.fetch})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,20 @@
 package blobcache
 
+import "os"
+
 // Shrink makes c plan for blobs as if they were 256 times as large. It has to
 // be called before anything else is.
 func (c *Cache) Shrink() {
-	c.sizes = sizes{segment >> 8, beginning >> 8, granule >> 8, firstPart >> 8, near >> 8, saveEvery >> 8, whole >> 5}
+	c.sizes = sizes{segment >> 8, beginning >> 8, granule >> 8, firstPart >> 8, near >> 8, saveEvery >> 8, whole >> 5, window >> 8}
+}
+
+// FailWrites makes each write of a blob to disk fail with what fail returns, if
+// that is an error. It has to be called before anything else is.
+func (c *Cache) FailWrites(fail func() error) {
+	c.writeAt = func(f *os.File, p []byte, offset int64) (int, error) {
+		if err := fail(); err != nil {
+			return 0, err
+		}
+		return f.WriteAt(p, offset)
+	}
 }

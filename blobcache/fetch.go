@@ -1,6 +1,7 @@
 package blobcache
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -90,15 +91,37 @@ func (f *fill) fetchClaim(c *claim) error {
 		length, c.asked = -1, math.MaxInt64
 	}
 	f.mu.Unlock()
-	body, size, err := f.fetch(f.ctx, pos, length)
+	// The body is not the fill's alone: a stream may go on with it.
+	ctx, cancel := context.WithCancelCause(f.cache.ctx)
+	release := context.AfterFunc(f.ctx, func() { cancel(context.Cause(f.ctx)) })
+	body, size, err := f.source.Fetch(ctx, pos, length)
 	if err != nil {
+		release()
+		cancel(nil)
 		return err
 	}
-	defer body.Close()
-	if err := f.answer(size); err != nil {
-		return err
+	owned := &ownedBody{ReadCloser: body, cancel: cancel}
+	if err = f.answer(size); err == nil {
+		err = f.copyBody(c, owned)
 	}
-	return f.copyBody(c, body)
+	release()
+	if !owned.left {
+		owned.Close()
+	}
+	return err
+}
+
+// ownedBody is a body and the end of its context.
+type ownedBody struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+	left   bool // to somebody who will close it
+}
+
+// Close implements io.Closer.
+func (b *ownedBody) Close() error {
+	defer b.cancel(nil)
+	return b.ReadCloser.Close()
 }
 
 // answer takes note of what a fetch says about the whole blob.
@@ -130,8 +153,9 @@ func (f *fill) answer(size int64) error {
 
 // copyBody writes a body to the file, from c.pos on, until its end or that of
 // the claim. A body that is longer than was asked for comes from an upstream
-// that knows no parts: it is the whole blob, and used as that.
-func (f *fill) copyBody(c *claim, body io.Reader) error {
+// that knows no parts: it is the whole blob, and used as that. If it can't be
+// kept, the body is left to a stream.
+func (f *fill) copyBody(c *claim, body *ownedBody) error {
 	buf := f.cache.bufs.Get().(*[]byte)
 	defer f.cache.bufs.Put(buf)
 	for pos := c.pos; ; {
@@ -139,6 +163,10 @@ func (f *fill) copyBody(c *claim, body io.Reader) error {
 		if n > 0 {
 			f.cache.count.fetched.Add(int64(n))
 			more, err := f.put(c, pos, (*buf)[:n])
+			if unkept(err) {
+				f.leaveBody(c, pos, (*buf)[:n], body)
+				return err
+			}
 			if err != nil || !more {
 				return err
 			}
@@ -167,14 +195,19 @@ func (f *fill) put(c *claim, pos int64, p []byte) (more bool, err error) {
 		f.inOne, c.end, c.asked = true, math.MaxInt64, math.MaxInt64
 	}
 	p = p[:max(min(end, c.end)-pos, 0)]
+	f.taken += int64(len(p))
+	room := f.needed()
 	save := f.scattered && (f.unsaved < 0 || f.unsaved >= f.cache.sizes.saveEvery)
 	f.mu.Unlock()
+	if err := f.makeRoom(room); err != nil {
+		return false, err
+	}
 	if save { // at the latest before the first byte that the file's length would not tell of
 		if err := f.save(); err != nil {
 			return false, fmt.Errorf("%w: %w", errStore, err)
 		}
 	}
-	if err := f.write(p, pos); err != nil {
+	if err := f.writeAnyhow(p, pos); err != nil {
 		return false, fmt.Errorf("%w: %w", errStore, err)
 	}
 	f.mu.Lock()
@@ -192,6 +225,52 @@ func (f *fill) put(c *claim, pos int64, p []byte) (more bool, err error) {
 	return c.pos == end && (end < c.end || end == c.asked || end == f.size), nil
 }
 
+// needed is how many bytes the fill should have room for, 0 if it has. One that
+// is wanted as a whole is as soon as its size is known; another grows by parts.
+// Needs mu.
+func (f *fill) needed() int64 {
+	taken := min(f.taken, f.limit()) // what arrives twice is only written once
+	switch {
+	case taken <= f.room:
+		return 0
+	case f.wantAll && f.size >= 0:
+		return f.size
+	default:
+		return min(taken+f.cache.sizes.segment, f.limit())
+	}
+}
+
+// makeRoom reserves n bytes in all.
+func (f *fill) makeRoom(n int64) error {
+	if n == 0 {
+		return nil
+	}
+	if err := f.cache.reserve(f, n); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	first := f.room == 0
+	f.room = max(f.room, n)
+	f.mu.Unlock()
+	if first && f.account != nil {
+		f.cache.recordOwner(f.digest, f.account)
+	}
+	return nil
+}
+
+// writeAnyhow writes p, evicting other blobs while the disk is full.
+func (f *fill) writeAnyhow(p []byte, pos int64) error {
+	for {
+		err := f.write(p, pos)
+		if !diskFull(err) {
+			return err
+		}
+		if _, ok := f.cache.evictOne(&f.cache.due); !ok {
+			return err
+		}
+	}
+}
+
 // write writes those bytes of p, which are for pos, that have not arrived yet.
 // What has may have been hashed already, and must stay what it was.
 func (f *fill) write(p []byte, pos int64) error {
@@ -205,12 +284,14 @@ func (f *fill) write(p []byte, pos int64) error {
 			return nil
 		}
 		hole.End = min(hole.End, end)
-		if _, err := f.file.WriteAt(p[hole.Start-pos:hole.End-pos], hole.Start); err != nil {
+		if _, err := f.cache.writeAt(f.file, p[hole.Start-pos:hole.End-pos], hole.Start); err != nil {
 			return err
 		}
 		f.mu.Lock()
 		f.have = f.have.add(hole)
+		f.arrived += hole.End - hole.Start
 		f.mu.Unlock()
+		f.cache.arrived.Add(hole.End - hole.Start)
 		from = hole.End
 	}
 }

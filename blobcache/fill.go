@@ -45,15 +45,22 @@ var (
 type fill struct {
 	cache  *Cache
 	digest digest.Digest
-	fetch  Fetch
+	source Source
 	ctx    context.Context // of the fill; no reader's
 	cancel context.CancelCauseFunc
 	gone   chan struct{} // closed once the fill has left the map of fills
 
-	readers int         // guarded by Cache.mu
-	linger  *time.Timer // guarded by Cache.mu; runs while there are no readers
-	parked  bool        // guarded by Cache.mu; ending, not to be joined
-	over    bool        // guarded by Cache.mu; out of the map, its file to be closed by its last reader
+	// Cache.mu guards these.
+	readers  int
+	linger   *time.Timer // runs while there are no readers
+	parked   bool        // ending, not to be joined
+	over     bool        // out of the map, its file to be closed by its last reader
+	reserved int64       // bytes that count for it in the budget
+	before   *entry      // the parked fill that it goes on with
+	stream   *stream     // what it has left to those of its readers who will follow
+
+	account *account // whose quotas it counts against
+	stuck   bool     // there is a blob file, wrong and not to be removed
 
 	file     *os.File       // set before anything is planned or shown
 	info     fs.FileInfo    // of file, when it was opened
@@ -78,6 +85,9 @@ type fill struct {
 	scattered bool            // have is more than a beginning; it is kept in a file
 	unsaved   int64           // bytes that have arrived since that file was written; -1: there is none
 	failures  int             // of fetches, in a row
+	room      int64           // how many bytes may be written
+	taken     int64           // of these, how many have been or are about to
+	arrived   int64           // what of Cache.arrived is this fill's
 	givenUp   error           // why nothing more is fetched
 	verified  bool            // all bytes are in the file and have the digest
 	err       error           // why the fill ended otherwise
@@ -86,7 +96,7 @@ type fill struct {
 // joinOrStart adds a reader to the fill of d, starting one if there is none.
 // It returns no fill if the blob has become complete. The caller must leave
 // what it joined.
-func (c *Cache) joinOrStart(d digest.Digest, fetch Fetch) (*fill, Outcome, error) {
+func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f := c.fills[d]; f != nil {
@@ -110,7 +120,7 @@ func (c *Cache) joinOrStart(d digest.Digest, fetch Fetch) (*fill, Outcome, error
 	f := &fill{
 		cache:    c,
 		digest:   d,
-		fetch:    fetch,
+		source:   src,
 		gone:     make(chan struct{}),
 		readers:  1,
 		changed:  make(chan struct{}),
@@ -120,11 +130,28 @@ func (c *Cache) joinOrStart(d digest.Digest, fetch Fetch) (*fill, Outcome, error
 		wants:    make(map[*want]bool),
 		parallel: max(c.cfg.Connections, 1),
 		inOne:    c.lied[d],
+		stuck:    c.stuck[d],
+		account:  c.account(src.Owner),
+	}
+	if e := c.entries[d]; e != nil {
+		f.goOnWith(e)
 	}
 	f.ctx, f.cancel = context.WithCancelCause(c.ctx)
 	c.fills[d] = f
 	c.wg.Go(func() { c.run(f) })
 	return f, Miss, nil
+}
+
+// goOnWith makes f the fill of what is on disk. Needs Cache.mu.
+func (f *fill) goOnWith(e *entry) {
+	if e.account != nil {
+		f.account = e.account
+	}
+	if e.partial {
+		f.before = e
+		f.cache.drop(f.digest)
+		f.cache.hold(f, e.size)
+	}
 }
 
 // leave takes a reader from f. The last one to leave gives the fill its linger
@@ -139,15 +166,18 @@ func (c *Cache) leave(f *fill) {
 	}
 	c.mu.Unlock()
 	if last && over {
-		f.closeFile()
+		c.bury(f)
 	}
 }
 
-// closeFile is called when the fill has ended and nobody will open its file any
-// more: until then no other file can be taken for it (see openFile).
-func (f *fill) closeFile() {
+// bury is called when the fill has ended and its last reader has left: until
+// then, no other file can be taken for its file (see openFile).
+func (c *Cache) bury(f *fill) {
 	if f.file != nil {
 		f.file.Close()
+	}
+	if f.stream != nil {
+		c.unboard(f.stream)
 	}
 }
 
@@ -197,21 +227,25 @@ func (c *Cache) run(f *fill) {
 	f.fetchers.Wait()
 
 	kept := c.settle(f, err)
-	if c.end(f, kept, err) {
-		f.closeFile()
+	if c.over(f, kept, err) {
+		c.bury(f)
 	}
 }
 
-// end takes the fill out of the map, and what it has kept into the index. It
+// over takes the fill out of the map, and what it has kept into the index. It
 // reports whether no readers are left.
-func (c *Cache) end(f *fill, kept *entry, err error) (unread bool) {
+func (c *Cache) over(f *fill, kept *entry, err error) (unread bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.hold(f, -f.reserved)
+	c.arrived.Add(-f.arrived)
 	if kept != nil {
+		if kept.account == nil {
+			kept.account = f.account
+		}
 		c.add(f.digest, kept)
-	} else if e := c.entries[f.digest]; e != nil { // the file it stood for is gone
-		delete(c.entries, f.digest)
-		c.due.Delete(f.digest)
+	} else { // the file it stood for is gone
+		c.drop(f.digest)
 	}
 	if err == nil {
 		delete(c.lied, f.digest)
@@ -233,12 +267,13 @@ func (c *Cache) end(f *fill, kept *entry, err error) (unread bool) {
 // settle does what is due with the file of a fill that has ended. It returns
 // the entry of the file that is left, if one is.
 func (c *Cache) settle(f *fill, err error) *entry {
-	if f.file == nil {
-		c.log.Error("no file for a blob", zap.Stringer("digest", f.digest), zap.Error(err))
-		return nil
+	if unkept(err) {
+		c.unkept(f, err)
 	}
 	now, arrived := time.Now(), f.have.bytes()
 	switch {
+	case f.file == nil:
+		return f.before
 	case f.stored:
 		return c.settleStored(f, err)
 	case err == nil:
@@ -247,8 +282,8 @@ func (c *Cache) settle(f *fill, err error) *entry {
 		if err == nil {
 			err = durable.Commit(c.root, f.file, partialName(f.digest), blobName(f.digest))
 		}
+		c.stored(err)
 		if err != nil {
-			c.log.Error("blob not stored", zap.Stringer("digest", f.digest), zap.Error(err))
 			break
 		}
 		if f.scattered {
@@ -258,9 +293,10 @@ func (c *Cache) settle(f *fill, err error) *entry {
 	case errors.Is(err, ErrDigest):
 		c.log.Error("wrong bytes arrived; blob thrown away",
 			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Bool("in parts", f.scattered), zap.Error(err))
+	case unkept(err) && f.wantAll: // it would never be whole
 	case arrived > 0:
 		if err := f.save(); err != nil {
-			c.log.Warn("extents of a partial blob not recorded", zap.Stringer("digest", f.digest), zap.Error(err))
+			c.complain("extents of a partial blob not recorded", err)
 			break
 		}
 		c.log.Info("blob left incomplete; kept for resuming",
@@ -268,7 +304,29 @@ func (c *Cache) settle(f *fill, err error) *entry {
 		return &entry{size: arrived, used: now, touched: now, partial: true}
 	}
 	c.removePartial(f.digest)
+	c.removeOwner(f.digest, f.account)
 	return nil
+}
+
+// unkept tells the operator why a blob is passed on and not kept.
+func (c *Cache) unkept(f *fill, err error) {
+	if !errors.Is(err, errNoRoom) {
+		c.complain("the cache can't be written; blobs are passed on without being kept", err)
+		return
+	}
+	c.disk.Warn("no room for a blob, whatever else is removed; it is passed on without being kept",
+		zap.Stringer("digest", f.digest), zap.Int64("size", f.knownSize()), zap.String("owner", f.source.Owner))
+}
+
+// stored notes how a commit went.
+func (c *Cache) stored(err error) {
+	if err != nil {
+		c.complain("blob not stored", err)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.storeErr = nil
 }
 
 // settleStored does what is due with a blob file that was looked at again. One
@@ -277,7 +335,7 @@ func (c *Cache) settleStored(f *fill, err error) *entry {
 	if err == nil {
 		now := time.Now() // of this use
 		if err := c.root.Chtimes(blobName(f.digest), now, now); err != nil {
-			c.log.Warn("use of a blob not recorded; it may expire early", zap.Stringer("digest", f.digest), zap.Error(err))
+			c.complain("use of a blob not recorded; it may expire early", err)
 		}
 		return f.verifiedEntry(now)
 	}
@@ -285,6 +343,7 @@ func (c *Cache) settleStored(f *fill, err error) *entry {
 		return &entry{size: fi.Size(), used: fi.ModTime(), touched: fi.ModTime()}
 	}
 	c.discard(f.digest, nil, err)
+	c.removeOwner(f.digest, f.account)
 	return nil
 }
 
@@ -301,7 +360,7 @@ func (f *fill) verifiedEntry(now time.Time) *entry {
 // order: without them, the file would be taken for a beginning.
 func (c *Cache) removePartial(d digest.Digest) {
 	if err := errors.Join(remove(c.root, partialName(d)), remove(c.root, partialName(d)+extentsSuffix)); err != nil {
-		c.log.Warn("partial blob not removed", zap.Stringer("digest", d), zap.Error(err))
+		c.complain("partial blob not removed", err)
 	}
 }
 

@@ -19,6 +19,9 @@ const (
 
 	// retryRemoval is when a file that could not be removed is tried again.
 	retryRemoval = time.Minute
+
+	// forever is the time to live of what has none.
+	forever = 100 * 365 * 24 * time.Hour
 )
 
 // entry is what is known of a blob file. The file is the record: its mtime is
@@ -29,6 +32,7 @@ type entry struct {
 	touched  time.Time // the file's mtime
 	partial  bool      // a parked fill, not a blob
 	verified stamp     // of the file when its digest was last known to be right
+	account  *account  // whose it is, if that matters
 }
 
 // lookup returns what is known of the complete blob d, or nil. What it returns
@@ -46,10 +50,13 @@ func (c *Cache) lookup(d digest.Digest) *entry {
 // stored again in the meantime.
 func (c *Cache) forget(d digest.Digest, e *entry) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e != nil && c.entries[d] == e {
-		delete(c.entries, d)
-		c.due.Delete(d)
+	gone := e != nil && c.entries[d] == e
+	if gone {
+		c.drop(d)
+	}
+	c.mu.Unlock()
+	if gone {
+		c.removeOwner(d, e.account)
 	}
 }
 
@@ -66,24 +73,31 @@ func (c *Cache) use(d digest.Digest, e *entry, fi fs.FileInfo) bool {
 		c.mu.Unlock()
 		return false
 	}
+	touch := c.usedAt(e, now)
+	c.mu.Unlock()
+	if touch {
+		c.touch(d, e, fi, now)
+	}
+	return true
+}
+
+// usedAt notes a use of e, and reports whether it is to be written to disk.
+// Needs mu.
+func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 	e.used = now
 	every := touchAtMost
 	if c.cfg.TTL > 0 {
 		every = min(every, c.cfg.TTL/10)
 	}
-	touch := now.Sub(e.touched) >= every
-	if touch {
+	if touch = now.Sub(e.touched) >= every; touch {
 		e.touched = now
 	}
-	c.mu.Unlock()
-	if touch {
-		c.touch(d, e, now)
-	}
-	return true
+	return touch
 }
 
-// touch writes a use to disk, which changes the file's stamp.
-func (c *Cache) touch(d digest.Digest, e *entry, now time.Time) {
+// touch writes a use to disk, which changes the file's stamp: what was verified,
+// as the file was before, still is.
+func (c *Cache) touch(d digest.Digest, e *entry, before fs.FileInfo, now time.Time) {
 	name := blobName(d)
 	err := c.root.Chtimes(name, now, now)
 	var fi fs.FileInfo
@@ -91,23 +105,85 @@ func (c *Cache) touch(d digest.Digest, e *entry, now time.Time) {
 		fi, err = c.root.Stat(name)
 	}
 	if err != nil {
-		c.log.Warn("use of a blob not recorded; it may expire early", zap.Stringer("digest", d), zap.Error(err))
+		c.complain("use of a blob not recorded; it may expire early", err)
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e.verified = stampOf(fi)
+	if e.verified == stampOf(before) {
+		e.verified = stampOf(fi)
+	}
+}
+
+// Renew notes a use of each of the blobs that are on disk: those of an image, so
+// that it is there as a whole or not at all.
+func (c *Cache) Renew(blobs []digest.Digest) {
+	now := time.Now()
+	due := make(map[digest.Digest]*entry) // whose use is to be written to disk
+	c.mu.Lock()
+	for _, d := range blobs {
+		if e := c.entries[d]; e != nil && c.usedAt(e, now) && !e.partial {
+			due[d] = e
+		}
+	}
+	c.mu.Unlock()
+	for d, e := range due {
+		if fi, err := c.root.Stat(blobName(d)); err == nil {
+			c.touch(d, e, fi, now)
+		}
+	}
 }
 
 // add records a file that was just written or found. Needs mu.
 func (c *Cache) add(d digest.Digest, e *entry) {
+	c.drop(d)
 	c.entries[d] = e
-	c.schedule(d, e.used)
+	end := c.end(e)
+	c.due.Set(d, end)
+	c.counted(e).count(1, e.size)
+	for _, q := range e.account.all() {
+		q.entries += e.size
+		q.due.Set(d, end)
+	}
 }
 
-func (c *Cache) schedule(d digest.Digest, used time.Time) {
-	if c.cfg.TTL > 0 {
-		c.due.Set(d, used.Add(c.cfg.TTL))
+// drop takes what is known of d out of the index, if it is there. Needs mu.
+func (c *Cache) drop(d digest.Digest) {
+	e := c.entries[d]
+	if e == nil {
+		return
+	}
+	delete(c.entries, d)
+	c.due.Delete(d)
+	c.counted(e).count(-1, -e.size)
+	for _, q := range e.account.all() {
+		q.entries -= e.size
+		q.due.Delete(d)
+	}
+}
+
+func (h *holding) count(n, bytes int64) {
+	h.n += n
+	h.bytes += bytes
+}
+
+// counted is what e counts as.
+func (c *Cache) counted(e *entry) *holding {
+	if e.partial {
+		return &c.partials
+	}
+	return &c.blobs
+}
+
+// end is when the life of e ends if it is not used again. e may be nil.
+func (c *Cache) end(e *entry) time.Time {
+	switch {
+	case e == nil:
+		return time.Time{}
+	case c.cfg.TTL > 0:
+		return e.used.Add(c.cfg.TTL)
+	default:
+		return e.used.Add(forever)
 	}
 }
 
@@ -116,6 +192,7 @@ func (c *Cache) schedule(d digest.Digest, used time.Time) {
 // asked for all the same.
 func (c *Cache) Run(ctx context.Context) error {
 	c.scan(ctx)
+	c.shrink()
 	return c.due.Run(ctx, c.expire)
 }
 
@@ -132,30 +209,18 @@ func (c *Cache) expire(d digest.Digest) (next time.Time, keep bool) {
 		c.mu.Unlock()
 		return time.Now().Add(c.cfg.TTL), true
 	}
-	if end := e.used.Add(c.cfg.TTL); time.Now().Before(end) {
+	if end := c.end(e); time.Now().Before(end) {
 		c.mu.Unlock()
 		return end, true
 	}
-	delete(c.entries, d)
+	done := c.remove(d, e)
 	c.mu.Unlock()
-
-	name := blobName(d)
-	if e.partial {
-		name = partialName(d)
-	}
-	err := remove(c.root, name)
-	if err == nil && e.partial {
-		err = remove(c.root, name+extentsSuffix)
-	}
-	if err != nil {
+	if err := done(); err != nil {
 		c.log.Error("expired blob not removed; trying again", zap.Stringer("digest", d), zap.Error(err))
 		c.count.failed.Add(1)
-		c.mu.Lock()
-		if c.entries[d] == nil {
-			c.entries[d] = e
-		}
-		c.mu.Unlock()
-		return time.Now().Add(retryRemoval), true
+		next = time.Now().Add(retryRemoval)
+		c.due.Set(d, next)
+		return next, true
 	}
 	c.count.expired.Add(1)
 	return next, false
@@ -165,6 +230,7 @@ func (c *Cache) expire(d digest.Digest) (next time.Time, keep bool) {
 // Anything else is left alone.
 func (c *Cache) scan(ctx context.Context) {
 	var junk []string
+	accounts := c.readOwners()
 	err := fs.WalkDir(c.root.FS(), ".", func(name string, de fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
 			return fs.SkipAll
@@ -176,7 +242,7 @@ func (c *Cache) scan(ctx context.Context) {
 		if de.IsDir() {
 			return nil
 		}
-		if !c.found(name, de) {
+		if !c.found(name, de, accounts) {
 			junk = append(junk, name)
 		}
 		return nil
@@ -186,16 +252,32 @@ func (c *Cache) scan(ctx context.Context) {
 			zap.Int("files", len(junk)), zap.Strings("first", junk[:min(len(junk), 3)]), zap.Error(err))
 	}
 	c.count.scans.Add(1)
+	for d, a := range accounts {
+		if c.unknown(d) {
+			c.removeOwner(d, a)
+		}
+	}
+}
+
+// unknown reports whether there is neither an entry nor a fill for d.
+func (c *Cache) unknown(d digest.Digest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.entries[d] == nil && c.fills[d] == nil
 }
 
 // found records one file of the scan; false if it is not one of the cache's.
-func (c *Cache) found(name string, de fs.DirEntry) bool {
+func (c *Cache) found(name string, de fs.DirEntry, accounts map[digest.Digest]*account) bool {
+	if path.Dir(name) == ownerDir {
+		_, ok := parseFlatName(de.Name())
+		return ok
+	}
 	d, ok := parseBlobName(name)
 	partial := path.Dir(name) == partialDir
 	if partial {
 		var beside bool
 		name, beside = strings.CutSuffix(strings.TrimSuffix(name, "~"), extentsSuffix)
-		if d, ok = parsePartialName(name); beside {
+		if d, ok = parseFlatName(path.Base(name)); beside {
 			return ok // goes with its partial file
 		}
 	}
@@ -206,10 +288,16 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist) // expired or committed meanwhile
 	}
+	e := &entry{size: fi.Size(), used: fi.ModTime(), touched: fi.ModTime(), partial: partial, account: accounts[d]}
+	if partial {
+		if left, err := c.readExtents(d, e.size); err == nil {
+			e.size = left.Extents.bytes()
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.entries[d] == nil && c.fills[d] == nil {
-		c.add(d, &entry{size: fi.Size(), used: fi.ModTime(), touched: fi.ModTime(), partial: partial})
+		c.add(d, e)
 	}
 	return true
 }

@@ -11,8 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,13 +72,23 @@ type model struct {
 
 	clients  sync.WaitGroup
 	truthful atomic.Bool // upstream has no faults any more
+	full     atomic.Bool // the disk is
 }
+
+// owners are for whom blobs are kept.
+var owners = []string{"", "one", "two/a", "two/b"}
 
 func newModel(t *testing.T, seed uint64, base string) *model {
 	m := &model{t: t, random: rand.New(rand.NewPCG(seed, 0)), base: base, dir: filepath.Join(base, "0"), large: seed%500 == 0}
 	m.cfg.Linger = []time.Duration{0, time.Second, 30 * time.Second}[m.random.IntN(3)]
 	m.cfg.TTL = []time.Duration{0, 0, 2 * time.Hour}[m.random.IntN(3)]
 	m.cfg.Connections = []int{1, 4}[m.random.IntN(2)]
+	if !m.large && m.random.IntN(3) == 0 {
+		m.cfg.MaxSize.Bytes = 1 + m.random.Int64N(500_000)
+	}
+	if !m.large && m.random.IntN(4) == 0 {
+		m.cfg.Quotas = []blobcache.Quota{{Owner: "two", Bytes: 1 + m.random.Int64N(400_000)}, {Owner: "two/b", Bytes: 100_000}}
+	}
 	if err := os.Mkdir(m.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -96,13 +108,20 @@ func (m *model) open() {
 	if !m.large {
 		m.cache.Shrink()
 	}
+	m.cache.FailWrites(func() error {
+		if m.full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
 	synctest.Wait()
 }
 
 func (m *model) run() {
 	for range 6 + m.random.IntN(24) {
 		b := m.blobs[m.random.IntN(len(m.blobs))]
-		switch n := m.random.IntN(40); {
+		m.wantWithinBudget()
+		switch n := m.random.IntN(41); {
 		case n < 20:
 			m.startClient(b)
 		case n < 23:
@@ -113,6 +132,8 @@ func (m *model) run() {
 			time.Sleep(time.Duration(m.random.Int64N(int64(5 * time.Hour))))
 		case n < 36:
 			m.restart()
+		case n < 37 && m.mayBeFull():
+			m.full.Store(!m.full.Load())
 		case !b.gentle:
 			synctest.Wait() // until all others wait: nothing happens beside this
 			b.damage(blobPath(m.dir, b.digest))
@@ -121,6 +142,7 @@ func (m *model) run() {
 	m.clients.Wait()
 	time.Sleep(m.cfg.Linger + time.Minute) // for the fills that nobody wants
 	m.truthful.Store(true)
+	m.full.Store(false)
 	if m.random.IntN(2) == 0 {
 		m.restart()
 	}
@@ -134,6 +156,23 @@ func (m *model) run() {
 		if n := b.open.Load(); n != 0 {
 			m.t.Errorf("%d bodies were not closed", n)
 		}
+	}
+}
+
+// mayBeFull reports whether no blob is one of which everything must be kept.
+func (m *model) mayBeFull() bool {
+	return !slices.ContainsFunc(m.blobs, func(b *modelBlob) bool { return b.gentle })
+}
+
+// wantWithinBudget checks what the cache says of itself, unless somebody has
+// made its files larger.
+func (m *model) wantWithinBudget() {
+	s := m.cache.Stats()
+	if slices.ContainsFunc(m.blobs, func(b *modelBlob) bool { return b.wrong.Load() }) {
+		return
+	}
+	if held := s.Bytes + s.PartialBytes + s.Reserved; s.MaxBytes > 0 && held > s.MaxBytes {
+		m.t.Errorf("%d bytes are kept (%d partial, %d reserved), want %d at most", held, s.PartialBytes, s.Reserved, s.MaxBytes)
 	}
 }
 
@@ -165,7 +204,7 @@ func (m *model) restart() {
 
 // startClient starts a client of b. It ends by itself.
 func (m *model) startClient(b *modelBlob) {
-	c := &client{modelBlob: b, cache: m.cache, random: rand.New(rand.NewPCG(m.random.Uint64(), 0)), length: -1, limit: -1}
+	c := &client{modelBlob: b, cache: m.cache, random: rand.New(rand.NewPCG(m.random.Uint64(), 0)), length: -1, limit: -1, owner: owners[m.random.IntN(len(owners))]}
 	size := int64(len(b.data))
 	switch m.random.IntN(5) {
 	case 0: // a part
@@ -205,6 +244,7 @@ type client struct {
 	random        *rand.Rand
 	began, length int64 // what it asks for
 	limit         int64 // how much it reads, -1: to the end
+	owner         string
 
 	blob    *blobcache.Blob
 	damages int64 // of its blob, before it asked
@@ -222,7 +262,7 @@ func (c *client) run() {
 	}
 	c.damages = c.damaged.Load()
 	var err error
-	if c.blob, err = c.cache.GetRange(ctx, c.digest, c.began, c.length, c.fetch); err != nil {
+	if c.blob, err = c.cache.GetRange(ctx, c.digest, c.began, c.length, blobcache.Source{Fetch: c.fetch, Owner: c.owner}); err != nil {
 		c.wantError(err)
 		return
 	}
@@ -368,6 +408,9 @@ func (m *model) wantCleanDirectory() {
 			return err
 		}
 		data, err := os.ReadFile(path)
+		if filepath.Base(filepath.Dir(path)) == "owners" {
+			return m.wantOwned(de.Name(), err)
+		}
 		if digest.FromBytes(data).Encoded() != de.Name() {
 			m.t.Errorf("left in %s: %d bytes with another digest", path, len(data))
 		}
@@ -376,4 +419,13 @@ func (m *model) wantCleanDirectory() {
 	if err != nil {
 		m.t.Error(err)
 	}
+}
+
+// wantOwned checks that there is a blob for the file that says whose it is.
+func (m *model) wantOwned(name string, err error) error {
+	algorithm, hex, _ := strings.Cut(name, "-")
+	if _, err := os.Stat(filepath.Join(m.dir, algorithm, hex[:2], hex)); err != nil {
+		m.t.Errorf("an owner of nothing: %v", err)
+	}
+	return err
 }

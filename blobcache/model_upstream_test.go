@@ -59,7 +59,7 @@ func (m *model) newBlob(seed uint64) *modelBlob {
 		b.noRange = m.random.IntN(2) == 0
 		b.shy = m.random.IntN(2) == 0
 	default:
-		b.gentle = m.cfg.TTL == 0
+		b.gentle = m.cfg.TTL == 0 && m.cfg.MaxSize.Bytes == 0 && m.cfg.Quotas == nil
 	}
 	return b
 }

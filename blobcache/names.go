@@ -18,8 +18,11 @@ func blobName(d digest.Digest) string {
 
 // partialName is the name of the file that is filled with the blob d.
 func partialName(d digest.Digest) string {
-	return path.Join(partialDir, string(d.Algorithm())+"-"+d.Encoded())
+	return path.Join(partialDir, flatName(d))
 }
+
+// flatName is the digest as the name of a file.
+func flatName(d digest.Digest) string { return string(d.Algorithm()) + "-" + d.Encoded() }
 
 // extentsSuffix is what the name of a partial file's extents ends with.
 const extentsSuffix = ".extents"
@@ -31,10 +34,9 @@ func parseBlobName(name string) (d digest.Digest, ok bool) {
 	return validDigest(algorithm+":"+hex, func(d digest.Digest) bool { return blobName(d) == name })
 }
 
-// parsePartialName is the opposite of partialName; ok is false for anything else.
-func parsePartialName(name string) (d digest.Digest, ok bool) {
-	s := strings.Replace(path.Base(name), "-", ":", 1)
-	return validDigest(s, func(d digest.Digest) bool { return partialName(d) == name })
+// parseFlatName is the opposite of flatName; ok is false for anything else.
+func parseFlatName(name string) (d digest.Digest, ok bool) {
+	return validDigest(strings.Replace(name, "-", ":", 1), func(d digest.Digest) bool { return flatName(d) == name })
 }
 
 func validDigest(s string, same func(digest.Digest) bool) (digest.Digest, bool) {

@@ -26,12 +26,12 @@ const (
 	near = 1 << 20
 )
 
-// sizes are the constants above, and two more. Tests make them smaller, so that
+// sizes are the constants above, and three more. Tests make them smaller, so that
 // small blobs are planned for as large ones are.
-type sizes struct{ segment, beginning, granule, firstPart, near, saveEvery, whole int64 }
+type sizes struct{ segment, beginning, granule, firstPart, near, saveEvery, whole, window int64 }
 
 func usualSizes() sizes {
-	return sizes{segment, beginning, granule, firstPart, near, saveEvery, whole}
+	return sizes{segment, beginning, granule, firstPart, near, saveEvery, whole, window}
 }
 
 // claim is a part of the blob that a fetcher brings: pos moves, end is where it

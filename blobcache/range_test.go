@@ -104,7 +104,7 @@ func (p *parts) traffic() (sent, again int) {
 // readRange gets a part of p and compares it.
 func readRange(t *testing.T, c *blobcache.Cache, p *parts, offset, length int64) {
 	t.Helper()
-	b, err := c.GetRange(t.Context(), p.digest, offset, length, p.fetch)
+	b, err := c.GetRange(t.Context(), p.digest, offset, length, blobcache.Source{Fetch: p.fetch})
 	if err != nil {
 		t.Errorf("GetRange(%d, %d): %v", offset, length, err)
 		return
@@ -228,7 +228,7 @@ func TestContainerdsParallelFetchCostsTheBlobOnce(t *testing.T) {
 			wg.Go(func() {
 				defer func() { <-slots }()
 				offset := int64(i) * chunk
-				b, err := c.GetRange(t.Context(), p.digest, offset, -1, p.fetch)
+				b, err := c.GetRange(t.Context(), p.digest, offset, -1, blobcache.Source{Fetch: p.fetch})
 				if err != nil {
 					t.Error(err)
 					return
@@ -392,7 +392,7 @@ func TestManyRandomRangesFetchNoByteTwice(t *testing.T) {
 func TestRangeBehindTheEndKnowsTheSize(t *testing.T) {
 	c := openCache(t, t.TempDir(), blobcache.Config{Connections: 4, Linger: time.Minute})
 	p := newParts(2 << 20)
-	b, err := c.GetRange(t.Context(), p.digest, 5<<20, 10, p.fetch)
+	b, err := c.GetRange(t.Context(), p.digest, 5<<20, 10, blobcache.Source{Fetch: p.fetch})
 	if err != nil || b.Size != 2<<20 {
 		t.Fatalf("GetRange: %v; want a blob of %d bytes", err, 2<<20)
 	}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"sync"
 )
 
 // reader follows a fill at its own pace. It holds the file in a named field:
@@ -25,13 +24,17 @@ type reader struct {
 	asked want  // what it was made for
 	want  *want // what it needs now; the fields are guarded by the fill's mu
 
-	once  sync.Once
-	close func()
+	src   Source
+	pass  *pass  // once the fill has given up keeping the blob
+	leave func() // the fill; may be called more than once
 }
 
 // errMissed says that a fill's file is gone, though the fill has not failed: it
 // was completed and removed again just now, or somebody has taken it away.
 var errMissed = errors.New("fill's file is gone")
+
+// errNoSize says that there is no seeking from the end of what has none.
+var errNoSize = errors.New("size of the blob is not known")
 
 // open waits until f has a first byte of w to show and returns a reader of the
 // blob, and its size.
@@ -102,7 +105,16 @@ func (r *reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if r.pass != nil {
+		return r.pass.read(r.ctx, p)
+	}
 	offset, available, err := r.await(int64(len(p)))
+	if unkept(err) {
+		if err := r.moveOn(offset); err != nil {
+			return 0, err
+		}
+		return r.Read(p)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -112,6 +124,28 @@ func (r *reader) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	return 0, cutOff(err)
+}
+
+// moveOn leaves a fill that won't have more than was read, up to offset, for a
+// pass. What was read from the start is hashed again for that.
+func (r *reader) moveOn(offset int64) error {
+	r.fill.mu.Lock()
+	w := *r.want
+	r.fill.mu.Unlock()
+	pass := newPass(r.fill.cache, r.fill.digest, &w, r.src)
+	pass.size = r.size
+	if pass.verifier != nil {
+		if _, err := io.Copy(pass.verifier, io.NewSectionReader(r.file, 0, offset)); err != nil {
+			return err
+		}
+	}
+	if err := r.fill.cache.follow(pass); err != nil {
+		return err
+	}
+	r.pass = pass
+	r.fill.drop(r.want)
+	r.leave()
+	return nil
 }
 
 // cutOff is the error of reading what has arrived: if the file ends before it,
@@ -125,19 +159,14 @@ func cutOff(err error) error {
 
 // Seek moves within a blob of known size. Moving does not wait.
 func (r *reader) Seek(offset int64, whence int) (int64, error) {
+	if r.pass != nil {
+		return r.pass.seek(offset, whence)
+	}
 	r.fill.mu.Lock()
 	defer r.fill.mu.Unlock()
-	switch whence {
-	case io.SeekCurrent:
-		offset += r.want.pos
-	case io.SeekEnd:
-		if r.size < 0 {
-			return 0, fmt.Errorf("seek in %s: size not known", r.fill.digest)
-		}
-		offset += r.size
-	}
-	if offset < 0 {
-		return 0, fmt.Errorf("seek in %s: %w", r.fill.digest, fs.ErrInvalid)
+	offset, err := target(offset, whence, r.want.pos, r.size)
+	if err != nil {
+		return 0, err
 	}
 	switch offset {
 	case r.want.pos:
@@ -149,12 +178,39 @@ func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
+// target is where a Seek leads, from pos in a blob of the given size.
+func target(offset int64, whence int, pos, size int64) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += pos
+	case io.SeekEnd:
+		if size < 0 {
+			return 0, errNoSize
+		}
+		offset += size
+	}
+	if offset < 0 {
+		return 0, fmt.Errorf("seek before the start of a blob: %w", fs.ErrInvalid)
+	}
+	return offset, nil
+}
+
 // SendTo sends the next n bytes to w as they arrive, and returns how many it
 // has sent. Each piece goes as an *os.File, which a TCP connection takes
 // without copying.
 func (r *reader) SendTo(w io.Writer, n int64) (sent int64, err error) {
 	for sent < n {
+		if r.pass != nil {
+			m, err := r.pass.sendTo(r.ctx, w, n-sent)
+			return sent + m, err
+		}
 		offset, available, err := r.await(n - sent)
+		if unkept(err) {
+			if err := r.moveOn(offset); err != nil {
+				return sent, err
+			}
+			continue
+		}
 		if err != nil {
 			return sent, err
 		}
@@ -173,11 +229,16 @@ func (r *reader) SendTo(w io.Writer, n int64) (sent int64, err error) {
 
 // Close lets go of the fill. It may be called more than once.
 func (r *reader) Close() error {
-	var err error
-	r.once.Do(func() {
-		r.fill.drop(r.want)
-		err = r.file.Close()
-		r.close()
-	})
-	return err
+	r.leave()
+	if r.pass != nil {
+		r.pass.leave()
+	}
+	if r.file == nil {
+		return nil
+	}
+	r.fill.drop(r.want)
+	if err := r.file.Close(); !errors.Is(err, fs.ErrClosed) {
+		return err
+	}
+	return nil
 }

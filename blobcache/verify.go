@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // partialExtents is the content of the file beside a partial file that is more
@@ -14,6 +17,9 @@ type partialExtents struct {
 	Size    int64   `json:"size"` // -1: not known
 	Extents extents `json:"extents"`
 }
+
+// errExtents says that recorded extents can't be true.
+var errExtents = errors.New("extents are damaged")
 
 // usable reports whether p can be true of a file of the given size.
 func (p partialExtents) usable(size int64) bool {
@@ -26,6 +32,12 @@ func (p partialExtents) usable(size int64) bool {
 // fillFile has the file filled and verified. It returns nil when the file holds
 // the blob.
 func (c *Cache) fillFile(f *fill) error {
+	if f.stuck {
+		if err := c.root.RemoveAll(blobName(f.digest)); err != nil {
+			return fmt.Errorf("%w: %w", errStore, err)
+		}
+		c.unstick(f.digest)
+	}
 	if stored, err := c.root.Open(blobName(f.digest)); err == nil {
 		return f.verifyStored(stored)
 	}
@@ -89,23 +101,40 @@ func (f *fill) takeUp() error {
 		return fmt.Errorf("%w: %w", errStore, err)
 	}
 	f.info = fi
-	left := partialExtents{Size: -1, Extents: extents{}.add(extent{0, fi.Size()})}
-	data, err := f.cache.root.ReadFile(partialName(f.digest) + extentsSuffix)
-	if err == nil {
-		left = partialExtents{}
-		if json.Unmarshal(data, &left) != nil || !left.usable(fi.Size()) {
-			left = partialExtents{Size: -1} // what is in the file can't be known
-			if err := f.file.Truncate(0); err != nil {
-				return fmt.Errorf("%w: %w", errStore, err)
-			}
+	left, err := f.cache.readExtents(f.digest, fi.Size())
+	kept := err == nil
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		left = partialExtents{Size: -1, Extents: extents{}.add(extent{0, fi.Size()})}
+	case errors.Is(err, errExtents): // what is in the file can't be known
+		left, kept = partialExtents{Size: -1}, true
+		if err := f.file.Truncate(0); err != nil {
+			return fmt.Errorf("%w: %w", errStore, err)
 		}
-	} else if !errors.Is(err, os.ErrNotExist) {
+	case err != nil:
 		return fmt.Errorf("%w: %w", errStore, err)
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.size, f.have, f.scattered = left.Size, left.Extents, err == nil
+	f.size, f.have, f.scattered = left.Size, left.Extents, kept
+	n := left.Extents.bytes()
+	f.arrived, f.taken, f.room = n, n, n
+	f.mu.Unlock()
+	f.cache.holdAtLeast(f, n)
 	return nil
+}
+
+// readExtents reads what is in the partial file of d, which is of the given size.
+// The error is fs.ErrNotExist if that is just a beginning.
+func (c *Cache) readExtents(d digest.Digest, size int64) (partialExtents, error) {
+	data, err := c.root.ReadFile(partialName(d) + extentsSuffix)
+	if err != nil {
+		return partialExtents{}, err
+	}
+	var left partialExtents
+	if json.Unmarshal(data, &left) != nil || !left.usable(size) {
+		return partialExtents{}, errExtents
+	}
+	return left, nil
 }
 
 // save writes the extents beside the file, if the file's length does not say as

@@ -1,0 +1,13 @@
+//go:build !linux
+
+package blobcache
+
+import (
+	"errors"
+	"os"
+)
+
+// diskSpace is not known here.
+func diskSpace(*os.Root) (total, free int64, err error) {
+	return 0, 0, errors.ErrUnsupported
+}
