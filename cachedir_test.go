@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"larder/blobcache"
 )
 
 // tree lists everything below dir with its content.
@@ -176,12 +178,12 @@ func TestCacheDirThatWentAwayIsNotUsable(t *testing.T) {
 	if dir.usable() == nil {
 		t.Error("a directory that is gone is usable")
 	}
-	p := program{dir: dir}
-	if p.ready() == nil {
+	p := program{dir: dir, blobs: new(blobcache.Cache)}
+	if _, err := p.ready(); err == nil {
 		t.Error("larder is ready without its directory")
 	}
 	p.stopping.Store(true)
-	if !errors.Is(p.ready(), errShuttingDown) {
-		t.Errorf("while stopping, ready is %v", p.ready())
+	if _, err := p.ready(); !errors.Is(err, errShuttingDown) {
+		t.Errorf("while stopping, ready is %v", err)
 	}
 }

@@ -36,6 +36,10 @@ type config struct {
 	ManifestTTL time.Duration `env:"LARDER_MANIFEST_TTL" envDefault:"168h"`
 	TagTTL      time.Duration `env:"LARDER_TAG_TTL" envDefault:"0s"`
 
+	MaxSize limit  `env:"LARDER_MAX_SIZE" envDefault:"0"`
+	MinFree limit  `env:"LARDER_MIN_FREE" envDefault:"1GiB,5%"`
+	Quotas  quotas `env:"LARDER_QUOTA"`
+
 	FetchConnections    connections `env:"LARDER_FETCH_CONNECTIONS" envDefault:"4"`
 	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
 
@@ -139,6 +143,10 @@ func form(t reflect.Type) string {
 		return "one of debug, info, warn, error"
 	case reflect.TypeFor[connections]():
 		return "a number of connections, 1 or more"
+	case reflect.TypeFor[limit]():
+		return "a size like 50GiB or 80%"
+	case reflect.TypeFor[quotas]():
+		return "a list like ghcr.io=20GiB,docker.io/library=5GiB"
 	default:
 		return "a " + t.String()
 	}
@@ -159,6 +167,7 @@ func (c *config) check() (problems []error) {
 	if c.upstreams, err = upstream.ParseList(c.UpstreamList); err != nil {
 		bad("LARDER_UPSTREAMS: %w", err)
 	}
+	problems = append(problems, c.Quotas.check(c.upstreams)...)
 	if c.CacheDir == "" {
 		dir, err := os.UserCacheDir()
 		if err != nil {

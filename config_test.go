@@ -19,6 +19,7 @@ func TestConfigDefaults(t *testing.T) {
 	defaults := config{
 		Addr: "127.0.0.1:5000", AdminAddr: "127.0.0.1:5001", UpstreamList: "docker.io", CacheDir: filepath.Join(home, ".cache", "larder"),
 		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32,
+		MinFree:  limit{Bytes: 1 << 30, Percent: 5},
 		LogLevel: zapcore.InfoLevel, LogFormat: "json", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
@@ -63,6 +64,14 @@ func TestConfigValues(t *testing.T) {
 		"never":           {[]string{"LARDER_BLOB_TTL=0"}, func(c *config) any { return c.BlobTTL }, time.Duration(0)},
 		"manifest TTL":    {[]string{"LARDER_MANIFEST_TTL=24h"}, func(c *config) any { return c.ManifestTTL }, 24 * time.Hour},
 		"tag TTL":         {[]string{"LARDER_TAG_TTL=5m"}, func(c *config) any { return c.TagTTL }, 5 * time.Minute},
+		"max size":        {[]string{"LARDER_MAX_SIZE=50GiB"}, func(c *config) any { return c.MaxSize }, limit{Bytes: 50 << 30}},
+		"max size, share": {[]string{"LARDER_MAX_SIZE=80%"}, func(c *config) any { return c.MaxSize }, limit{Percent: 80}},
+		"max size, both":  {[]string{"LARDER_MAX_SIZE=1.5g, 12.5%"}, func(c *config) any { return c.MaxSize }, limit{Bytes: 3 << 29, Percent: 12.5}},
+		"no min free":     {[]string{"LARDER_MIN_FREE=0"}, func(c *config) any { return c.MinFree }, limit{}},
+		"quota": {
+			[]string{"LARDER_UPSTREAMS=docker.io,ghcr.io", "LARDER_QUOTA=ghcr.io=20GiB, docker.io/library=5MiB"},
+			func(c *config) any { return fmt.Sprint(c.Quotas) }, fmt.Sprint(quotas{{Owner: "ghcr.io", Bytes: 20 << 30}, {Owner: "docker.io/library", Bytes: 5 << 20}}),
+		},
 		"TLS":             {[]string{"LARDER_TLS_CERT=c", "LARDER_TLS_KEY=k"}, func(c *config) any { return c.TLSCert + c.TLSKey }, "ck"},
 		"htpasswd":        {[]string{"LARDER_HTPASSWD=/etc/users"}, func(c *config) any { return c.Htpasswd }, "/etc/users"},
 		"level":           {[]string{"LARDER_LOG_LEVEL=debug"}, func(c *config) any { return c.LogLevel }, zapcore.DebugLevel},
@@ -109,6 +118,15 @@ var bad = map[string]struct {
 	"manifest TTL":          {[]string{"LARDER_MANIFEST_TTL=7d"}, []string{"LARDER_MANIFEST_TTL"}},
 	"manifest TTL negative": {[]string{"LARDER_MANIFEST_TTL=-7h"}, []string{"LARDER_MANIFEST_TTL"}},
 	"tag TTL":               {[]string{"LARDER_TAG_TTL=soon"}, []string{"LARDER_TAG_TTL"}},
+	"max size":              {[]string{"LARDER_MAX_SIZE=much"}, []string{"LARDER_MAX_SIZE"}},
+	"max size, negative":    {[]string{"LARDER_MAX_SIZE=-1GiB"}, []string{"LARDER_MAX_SIZE"}},
+	"max size, no share":    {[]string{"LARDER_MAX_SIZE=0%"}, []string{"LARDER_MAX_SIZE"}},
+	"max size, NaN":         {[]string{"LARDER_MAX_SIZE=NaN%"}, []string{"LARDER_MAX_SIZE"}},
+	"min free":              {[]string{"LARDER_MIN_FREE=120%"}, []string{"LARDER_MIN_FREE"}},
+	"quota":                 {[]string{"LARDER_QUOTA=docker.io"}, []string{"LARDER_QUOTA"}},
+	"quota of nothing":      {[]string{"LARDER_QUOTA=docker.io=0"}, []string{"LARDER_QUOTA"}},
+	"quota, not listed":     {[]string{"LARDER_QUOTA=quay.io/org=1GiB"}, []string{"LARDER_QUOTA"}},
+	"quota, twice":          {[]string{"LARDER_QUOTA=docker.io=1GiB,docker.io=2GiB"}, []string{"LARDER_QUOTA"}},
 	"fetch connections":     {[]string{"LARDER_FETCH_CONNECTIONS=0"}, []string{"LARDER_FETCH_CONNECTIONS"}},
 	"upstream connections":  {[]string{"LARDER_UPSTREAM_CONNECTIONS=many"}, []string{"LARDER_UPSTREAM_CONNECTIONS"}},
 	"tag TTL negative":      {[]string{"LARDER_TAG_TTL=-1ns"}, []string{"LARDER_TAG_TTL"}},

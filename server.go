@@ -131,7 +131,9 @@ func (p *program) openCaches() error {
 		return err
 	}
 	p.blobs, err = blobcache.Open(blobs, blobcache.Config{
-		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections), Logger: p.log.Named("blobs"),
+		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
+		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
+		Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
 		return err
@@ -245,11 +247,16 @@ func (p *program) checkCredentials(ctx context.Context) {
 	}
 }
 
-func (p *program) ready() error {
+// ready says why larder should not be sent requests. A cache that can't be
+// written is no reason, but a detail: blobs are passed on.
+func (p *program) ready() (detail string, err error) {
 	if p.stopping.Load() {
-		return errShuttingDown
+		return "", errShuttingDown
 	}
-	return p.dir.usable()
+	if err := p.blobs.Stats().StoreError; err != nil {
+		detail = fmt.Sprintf("the cache can't be written, and blobs are passed on without being kept: %v", err)
+	}
+	return detail, p.dir.usable()
 }
 
 // shutdown lets the answers that have begun come to their end, for as long as

@@ -340,7 +340,7 @@ func (c *Cache) settleStored(f *fill, err error) *entry {
 		return f.verifiedEntry(now)
 	}
 	if fi, statErr := f.file.Stat(); statErr == nil && !errors.Is(err, errDamaged) {
-		return &entry{size: fi.Size(), used: fi.ModTime(), touched: fi.ModTime()}
+		return &entry{size: fi.Size(), used: past(fi.ModTime()), touched: fi.ModTime()}
 	}
 	c.discard(f.digest, nil, err)
 	c.removeOwner(f.digest, f.account)

@@ -89,7 +89,7 @@ func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 	if c.cfg.TTL > 0 {
 		every = min(every, c.cfg.TTL/10)
 	}
-	if touch = now.Sub(e.touched) >= every; touch {
+	if touch = now.Sub(e.touched).Abs() >= every; touch {
 		e.touched = now
 	}
 	return touch
@@ -266,6 +266,15 @@ func (c *Cache) unknown(d digest.Digest) bool {
 	return c.entries[d] == nil && c.fills[d] == nil
 }
 
+// past is when a file was used: not in the future, where a clock that was wrong
+// may have put it.
+func past(mtime time.Time) time.Time {
+	if now := time.Now(); mtime.After(now) {
+		return now
+	}
+	return mtime
+}
+
 // found records one file of the scan; false if it is not one of the cache's.
 func (c *Cache) found(name string, de fs.DirEntry, accounts map[digest.Digest]*account) bool {
 	if path.Dir(name) == ownerDir {
@@ -288,7 +297,7 @@ func (c *Cache) found(name string, de fs.DirEntry, accounts map[digest.Digest]*a
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist) // expired or committed meanwhile
 	}
-	e := &entry{size: fi.Size(), used: fi.ModTime(), touched: fi.ModTime(), partial: partial, account: accounts[d]}
+	e := &entry{size: fi.Size(), used: past(fi.ModTime()), touched: fi.ModTime(), partial: partial, account: accounts[d]}
 	if partial {
 		if left, err := c.readExtents(d, e.size); err == nil {
 			e.size = left.Extents.bytes()

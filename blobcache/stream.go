@@ -23,6 +23,10 @@ const (
 	// patience is how long a slow reader may keep others waiting for what comes
 	// next. Then it is left behind, and the rest is fetched for it alone.
 	patience = time.Second
+
+	// gathering is how long the beginning of a blob is held for others who want
+	// it too: when many ask, they rarely ask at the same moment.
+	gathering = 250 * time.Millisecond
 )
 
 // stream is a blob on its way through: what can't be kept is handed to its
@@ -45,7 +49,8 @@ type stream struct {
 	size       int64  // -1: not known
 	asked      int64  // where the part ends that upstream was last asked for
 	passes     map[*pass]bool
-	err        error // how the stream has ended: io.EOF if all has arrived
+	gathered   <-chan time.Time // until then the ring's start stays; of run's goroutine alone
+	err        error            // how the stream has ended: io.EOF if all has arrived
 }
 
 // board returns a pass for who wants w of d on a stream that is near, or nil.
@@ -110,6 +115,9 @@ func (c *Cache) newStream(d digest.Digest, src Source, offset int64) *stream {
 		size:    -1,
 		asked:   math.MaxInt64,
 		passes:  make(map[*pass]bool),
+	}
+	if offset == 0 {
+		s.gathered = time.After(gathering)
 	}
 	s.ctx, s.cancel = context.WithCancelCause(c.ctx)
 	c.streams[d] = append(c.streams[d], s)
@@ -321,7 +329,7 @@ func (s *stream) room() ([]byte, error) {
 	for {
 		s.mu.Lock()
 		length := int64(len(s.ring))
-		if s.end-s.start == length {
+		if s.end-s.start == length && s.gathered == nil {
 			s.start = s.slowest()
 		}
 		if free := length - (s.end - s.start); free > 0 {
@@ -337,6 +345,8 @@ func (s *stream) room() ([]byte, error) {
 		s.mu.Unlock()
 		select {
 		case <-changed:
+		case <-s.gathered:
+			s.gathered = nil
 		case <-time.After(patience):
 			s.overtake()
 		case <-s.ctx.Done():

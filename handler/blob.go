@@ -74,7 +74,7 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 		return &upstreamBody{body, repo.String()}, size, nil
 	}
 	for {
-		blob, err := h.blobs.GetRange(ctx, d, offset, length, fetch)
+		blob, err := h.blobs.GetRange(ctx, d, offset, length, blobcache.Source{Fetch: fetch, Owner: repo.String()})
 		if e, ok := errors.AsType[*upstream.Error](err); ok && e.Repository != repo.String() {
 			// What was joined is a fill for another repository, and what
 			// upstream says about that one means nothing here.
@@ -187,6 +187,8 @@ func blobStatus(o blobcache.Outcome) string {
 		return "larder; hit; detail=hit"
 	case blobcache.Join:
 		return "larder; fwd=uri-miss; collapsed; detail=join"
+	case blobcache.Pass:
+		return "larder; fwd=uri-miss; detail=pass"
 	default:
 		return "larder; fwd=uri-miss; stored; detail=miss"
 	}

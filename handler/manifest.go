@@ -25,6 +25,7 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *up
 	if err != nil {
 		return err
 	}
+	h.blobs.Renew(h.manifests.Blobs(m.Digest)) // an image lives and goes as a whole
 	middleware.NoteOf(r.Context()).Outcome = m.Outcome.String()
 	header := w.Header()
 	header.Set("Content-Type", m.MediaType)

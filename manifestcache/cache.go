@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/singleflight"
 
 	"larder/blobcache/durable"
@@ -94,6 +95,7 @@ type Cache struct {
 	root    *os.Root
 	cfg     Config
 	log     *zap.Logger
+	disk    *zap.Logger     // for what is wrong with the disk: a line a minute
 	ctx     context.Context // of all questions to upstream; ends with Close
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the questions
@@ -134,7 +136,10 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, index: newIndex()}
+	onceAMinute := func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
+	}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), index: newIndex()}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}

@@ -183,8 +183,8 @@ func (c *Cache) foundManifest(d digest.Digest, name string) {
 	if err != nil {
 		return
 	}
-	blobs := blobsOf(m.Body)
+	named := namesOf(m.Body)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.add(m, mtime, blobs)
+	c.add(m, mtime, named)
 }

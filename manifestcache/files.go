@@ -170,7 +170,7 @@ func (c *Cache) load(d digest.Digest) *Manifest {
 // question to upstream; this one has its manifest.
 func (c *Cache) store(m *Manifest) {
 	if err := durable.WriteFile(c.root, manifestName(m.Digest), encodeManifest(m)); err != nil {
-		c.log.Error("manifest not stored", zap.Stringer("digest", m.Digest), zap.Error(err))
+		c.disk.Error("manifest not stored", zap.Stringer("digest", m.Digest), zap.Error(err))
 		return
 	}
 	c.use(m, time.Now())
@@ -214,7 +214,7 @@ func (c *Cache) link(repository, tag string, m *Manifest) {
 		err = c.root.Chtimes(name, now, now)
 	}
 	if err != nil {
-		c.log.Error("tag not stored", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
+		c.disk.Error("tag not stored", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
 		c.removeTag(repository, tag) // what it says is not true any more
 		return
 	}

@@ -83,7 +83,7 @@ func FuzzBlobsOf(f *testing.F) {
 	f.Add([]byte(`{"layers":{}}`))
 	f.Add(bytes.Repeat([]byte("["), 20_000))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		list := blobsOf(data)
+		list := namesOf(data).blobs
 		for i, d := range list {
 			if err := d.Validate(); err != nil {
 				t.Errorf("%q: %v", d, err)
@@ -111,7 +111,7 @@ func TestBlobsOfEveryKindOfManifest(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := blobsOf([]byte(test.body)); !slices.Equal(got, test.want) {
+			if got := namesOf([]byte(test.body)).blobs; !slices.Equal(got, test.want) {
 				t.Errorf("blobs of %s: %v, want %v", test.body, got, test.want)
 			}
 		})

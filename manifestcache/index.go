@@ -55,6 +55,7 @@ type entry struct {
 	used    time.Time
 	touched time.Time       // the file's mtime
 	blobs   []digest.Digest // that the manifest names
+	lists   []digest.Digest // the manifests that it names, if it is an index
 }
 
 type validation struct{ at, touched time.Time }
@@ -175,7 +176,7 @@ func (c *Cache) validate(repository string, d digest.Digest) {
 		err = c.touchFile(name, now)
 	}
 	if err != nil {
-		c.log.Warn("right of a repository not recorded", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
+		c.disk.Warn("right of a repository not recorded", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
 	}
 	c.schedule(name, now)
 }
@@ -215,30 +216,71 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 	e := c.manifests[m.Digest]
 	if e == nil {
 		c.mu.Unlock()
-		blobs := blobsOf(m.Body)
+		named := namesOf(m.Body)
 		c.mu.Lock()
-		e = c.add(m, mtime, blobs)
+		e = c.add(m, mtime, named)
 		c.schedule(name, now)
 	}
-	e.used = now
-	touch := now.Sub(e.touched) >= c.touchEvery()
-	if touch {
-		e.touched = now
-	}
+	touch := c.usedAt(e, now)
 	c.mu.Unlock()
 	if touch {
-		if err := c.root.Chtimes(name, now, now); err != nil {
-			c.log.Warn("use of a manifest not recorded; it may expire early", zap.Stringer("digest", m.Digest), zap.Error(err))
-		}
+		c.touch(m.Digest, now)
 	}
 }
 
-// add makes m, which names blobs, known unless it is. Needs mu.
-func (c *Cache) add(m *Manifest, mtime time.Time, blobs []digest.Digest) *entry {
+// usedAt notes a use of e, and reports whether it is to be written to disk.
+// Needs mu.
+func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
+	e.used = now
+	if touch = now.Sub(e.touched).Abs() >= c.touchEvery(); touch {
+		e.touched = now
+	}
+	return touch
+}
+
+func (c *Cache) touch(d digest.Digest, now time.Time) {
+	if err := c.root.Chtimes(manifestName(d), now, now); err != nil {
+		c.disk.Warn("use of a manifest not recorded; it may expire early", zap.Error(err))
+	}
+}
+
+// Blobs lists the blobs of the image d, or of all images that the index d lists,
+// as far as their manifests are cached. This is a use of these manifests.
+func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
+	now := time.Now()
+	var blobs, touch []digest.Digest
+	c.mu.Lock()
+	todo := []digest.Digest{d}
+	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
+		d, todo = todo[0], todo[1:]
+		e := c.manifests[d]
+		if e == nil {
+			continue
+		}
+		if c.usedAt(e, now) {
+			touch = append(touch, d)
+		}
+		blobs = append(blobs, e.blobs...)
+		for _, m := range e.lists {
+			if !seen[m] {
+				seen[m] = true
+				todo = append(todo, m)
+			}
+		}
+	}
+	c.mu.Unlock()
+	for _, d := range touch {
+		c.touch(d, now)
+	}
+	return blobs
+}
+
+// add makes m, which names others, known unless it is. Needs mu.
+func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
 	if e := c.manifests[m.Digest]; e != nil {
 		return e
 	}
-	e := &entry{size: m.Size, used: mtime, touched: mtime, blobs: blobs}
+	e := &entry{size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
 	c.manifests[m.Digest] = e
 	for _, b := range e.blobs {
 		c.namedBy[b] = append(c.namedBy[b], m.Digest)
@@ -269,33 +311,39 @@ func (c *Cache) forget(d digest.Digest) {
 	}
 }
 
-// blobsOf lists the blobs that a manifest of any kind names, each once.
-func blobsOf(body []byte) []digest.Digest {
+// names is what a manifest names.
+type names struct{ blobs, manifests []digest.Digest }
+
+// namesOf lists what a manifest of any kind names, each once.
+func namesOf(body []byte) names {
 	type named struct {
 		Digest digest.Digest `json:"digest"`
 	}
 	var doc struct {
-		Config   named   `json:"config"`
-		Layers   []named `json:"layers"`
-		Blobs    []named `json:"blobs"` // artifact manifests
-		FSLayers []struct {
+		Config    named   `json:"config"`
+		Layers    []named `json:"layers"`
+		Blobs     []named `json:"blobs"` // artifact manifests
+		Manifests []named `json:"manifests"`
+		FSLayers  []struct {
 			BlobSum digest.Digest `json:"blobSum"`
 		} `json:"fsLayers"` // Docker's schema 1
 	}
 	if json.Unmarshal(body, &doc) != nil {
-		return nil
+		return names{}
 	}
-	all := append(append(doc.Layers, doc.Blobs...), doc.Config)
+	blobs := append(append(doc.Layers, doc.Blobs...), doc.Config)
 	for _, l := range doc.FSLayers {
-		all = append(all, named{l.BlobSum})
+		blobs = append(blobs, named{l.BlobSum})
 	}
-	seen := make(map[digest.Digest]bool, len(all))
-	var list []digest.Digest
-	for _, n := range all {
-		if n.Digest.Validate() == nil && !seen[n.Digest] {
-			seen[n.Digest] = true
-			list = append(list, n.Digest)
+	once := func(all []named) (list []digest.Digest) {
+		seen := make(map[digest.Digest]bool, len(all))
+		for _, n := range all {
+			if n.Digest.Validate() == nil && !seen[n.Digest] {
+				seen[n.Digest] = true
+				list = append(list, n.Digest)
+			}
 		}
+		return list
 	}
-	return list
+	return names{once(blobs), once(doc.Manifests)}
 }

@@ -13,18 +13,21 @@ import (
 
 // New makes the handler. ready says why larder should not be sent requests, or
 // nil; upstreams have no part in that, as larder is there for when they are
-// down.
-func New(metrics *Metrics, ready func() error) http.Handler {
+// down. What is less bad than that is a detail.
+func New(metrics *Metrics, ready func() (detail string, err error)) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
+		switch detail, err := ready(); {
+		case err != nil:
 			answer(w, http.StatusServiceUnavailable, err.Error())
-			return
+		case detail != "":
+			answer(w, http.StatusOK, "ok, but "+detail)
+		default:
+			answer(w, http.StatusOK, "ok")
 		}
-		answer(w, http.StatusOK, "ok")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)

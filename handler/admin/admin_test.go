@@ -28,6 +28,7 @@ type larder struct {
 	manifests *manifestcache.Cache
 	registry  http.Handler
 	admin     http.Handler
+	detail    string
 	ready     error
 }
 
@@ -55,7 +56,7 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.admin = admin.New(metrics, func() error { return l.ready })
+	l.admin = admin.New(metrics, func() (string, error) { return l.detail, l.ready })
 	t.Cleanup(func() {
 		for _, c := range []io.Closer{l.blobs, l.manifests, upstreams} {
 			if err := c.Close(); err != nil {
@@ -118,17 +119,20 @@ func TestHealthAndReadiness(t *testing.T) {
 	l.hub.Stop() // upstream has no part in either
 	for _, test := range []struct {
 		ready        error
+		detail       string
 		path         string
 		status       int
 		body, method string
 	}{
-		{nil, "/healthz", 200, "ok\n", "GET"},
-		{nil, "/readyz", 200, "ok\n", "GET"},
-		{nil, "/readyz", 200, "", "HEAD"},
-		{errors.New("shutting down"), "/healthz", 200, "ok\n", "GET"},
-		{errors.New("shutting down"), "/readyz", 503, "shutting down\n", "GET"},
+		{nil, "", "/healthz", 200, "ok\n", "GET"},
+		{nil, "", "/readyz", 200, "ok\n", "GET"},
+		{nil, "", "/readyz", 200, "", "HEAD"},
+		{nil, "the disk is full", "/healthz", 200, "ok\n", "GET"},
+		{nil, "the disk is full", "/readyz", 200, "ok, but the disk is full\n", "GET"},
+		{errors.New("shutting down"), "", "/healthz", 200, "ok\n", "GET"},
+		{errors.New("shutting down"), "the disk is full", "/readyz", 503, "shutting down\n", "GET"},
 	} {
-		l.ready = test.ready
+		l.ready, l.detail = test.ready, test.detail
 		w := ask(l.admin, test.method, test.path)
 		if w.Code != test.status || w.Body.String() != test.body && test.method == "GET" {
 			t.Errorf("%s while %v: got %d %q, want %d %q", test.path, test.ready, w.Code, w.Body, test.status, test.body)

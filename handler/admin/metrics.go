@@ -34,7 +34,7 @@ func NewMetrics(version string, from Sources) *Metrics {
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
-			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, revalidated, stale; empty for errors) and HTTP status (499: the client left).",
+			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; empty for errors) and HTTP status (499: the client left).",
 		}, []string{"kind", "outcome", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "larder_request_duration_seconds",
@@ -68,6 +68,12 @@ var (
 	fillsDesc      = prometheus.NewDesc("larder_fills", "Blobs on their way to disk now.", nil, nil)
 	entriesDesc    = prometheus.NewDesc("larder_cache_entries", "Files in the cache.", []string{"kind"}, nil)
 	bytesDesc      = prometheus.NewDesc("larder_cache_bytes", "Bytes in the cache.", []string{"kind"}, nil)
+	maxDesc        = prometheus.NewDesc("larder_cache_max_bytes", "What blobs may take in the cache (0: no limit).", nil, nil)
+	reservedDesc   = prometheus.NewDesc("larder_cache_reserved_bytes", "What blobs on their way have taken in the cache, or have room for.", nil, nil)
+	evictedDesc    = prometheus.NewDesc("larder_evicted_total", "Blobs removed before the end of their time to live, to make room.", nil, nil)
+	evictedBDesc   = prometheus.NewDesc("larder_evicted_bytes_total", "Bytes of blobs removed to make room.", nil, nil)
+	passedDesc     = prometheus.NewDesc("larder_blobs_passed_total", "Answers with a blob that could not be kept.", nil, nil)
+	storeDesc      = prometheus.NewDesc("larder_store_errors_total", "Failures to write, commit or remove files of blobs.", nil, nil)
 	fetchedDesc    = prometheus.NewDesc("larder_upstream_bytes_total", "Bytes of blobs received from upstreams.", nil, nil)
 	answersDesc    = prometheus.NewDesc("larder_upstream_requests_total", "Requests made to upstreams, handshakes and redirects included (code 0: no answer).", []string{"host", "code"}, nil)
 	resumedDesc    = prometheus.NewDesc("larder_blob_resumes_total", "Bodies that broke off and were gone on with.", nil, nil)
@@ -79,7 +85,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{fillsDesc, entriesDesc, bytesDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc} {
+	for _, d := range []*prometheus.Desc{fillsDesc, entriesDesc, bytesDesc, maxDesc, reservedDesc, evictedDesc, evictedBDesc, passedDesc, storeDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc} {
 		ch <- d
 	}
 }
@@ -98,6 +104,12 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(bytesDesc, b.Bytes, "blob")
 	gauge(entriesDesc, b.Partials, "partial")
 	gauge(bytesDesc, b.PartialBytes, "partial")
+	gauge(maxDesc, b.MaxBytes)
+	gauge(reservedDesc, b.Reserved)
+	counter(evictedDesc, b.Evicted)
+	counter(evictedBDesc, b.EvictedBytes)
+	counter(passedDesc, b.Passed)
+	counter(storeDesc, b.StoreErrors)
 	counter(fetchedDesc, b.Fetched)
 	counter(resumedDesc, b.Resumed)
 	counter(mismatchesDesc, b.Mismatches, "blob")
