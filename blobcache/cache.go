@@ -212,10 +212,13 @@ func (c *Cache) Get(ctx context.Context, d digest.Digest, fetch Fetch) (*Blob, e
 // offset. Nothing much beyond them is fetched, unless that is the whole blob.
 // Content is that of the whole blob all the same.
 func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length int64, src Source) (*Blob, error) {
-	w := newWant(offset, length)
+	var w *want
 	for {
 		if blob, err := c.openComplete(d); blob != nil || err != nil {
 			return blob, err
+		}
+		if w == nil {
+			w = newWant(offset, length)
 		}
 		if p := c.board(d, w, src); p != nil { // it is not kept, but on its way
 			return p.open(ctx)
