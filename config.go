@@ -40,6 +40,9 @@ type config struct {
 	MinFree limit  `env:"LARDER_MIN_FREE" envDefault:"1GiB,5%"`
 	Quotas  quotas `env:"LARDER_QUOTA"`
 
+	ScrubInterval time.Duration `env:"LARDER_SCRUB_INTERVAL" envDefault:"168h"`
+	ScrubRate     size          `env:"LARDER_SCRUB_RATE" envDefault:"16MiB"`
+
 	FetchConnections    connections `env:"LARDER_FETCH_CONNECTIONS" envDefault:"4"`
 	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
 
@@ -143,6 +146,8 @@ func form(t reflect.Type) string {
 		return "one of debug, info, warn, error"
 	case reflect.TypeFor[connections]():
 		return "a number of connections, 1 or more"
+	case reflect.TypeFor[size]():
+		return "a size like 16MiB"
 	case reflect.TypeFor[limit]():
 		return "a size like 50GiB or 80%"
 	case reflect.TypeFor[quotas]():
@@ -180,6 +185,7 @@ func (c *config) check() (problems []error) {
 		d    time.Duration
 	}{
 		{"LARDER_BLOB_TTL", c.BlobTTL}, {"LARDER_MANIFEST_TTL", c.ManifestTTL}, {"LARDER_TAG_TTL", c.TagTTL}, {"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
+		{"LARDER_SCRUB_INTERVAL", c.ScrubInterval},
 	} {
 		if field.d < 0 {
 			bad("%s: %v is negative", field.name, field.d)

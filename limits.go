@@ -40,6 +40,16 @@ func (l *limit) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// size is a number of bytes like 16MiB.
+type size int64
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *size) UnmarshalText(text []byte) error {
+	bytes, err := parseSize(string(text))
+	*s = size(bytes)
+	return err
+}
+
 func parseSize(s string) (int64, error) {
 	bytes, err := units.RAMInBytes(s)
 	if err != nil || bytes < 0 {

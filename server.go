@@ -133,6 +133,7 @@ func (p *program) openCaches() error {
 	p.blobs, err = blobcache.Open(blobs, blobcache.Config{
 		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
 		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
+		ScrubInterval: p.cfg.ScrubInterval, ScrubRate: int64(p.cfg.ScrubRate),
 		Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
@@ -218,6 +219,7 @@ func (p *program) serve(ctx context.Context) error {
 		p.background.Go(func() { cancel(s.run()) }) // ends with the server's Shutdown or Close
 	}
 	p.background.Go(func() { _ = p.blobs.Run(ctx) }) // the error is ctx's
+	p.background.Go(func() { _ = p.blobs.Scrub(ctx) })
 	p.background.Go(func() { _ = p.manifests.Run(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
 	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),

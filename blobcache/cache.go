@@ -91,6 +91,9 @@ type Config struct {
 	MinFree Limit   // of the file system that is left to others
 	Quotas  []Quota // of what is kept for one owner
 
+	ScrubInterval time.Duration // how often each blob is read again; 0: never
+	ScrubRate     int64         // how fast, in bytes per second; 0: no limit
+
 	// Connections is how many may fetch one large blob at once. With 0 or 1, a
 	// whole blob is asked for in one.
 	Connections int
@@ -142,6 +145,8 @@ type Stats struct {
 	MaxBytes                     int64 // what may be kept; 0: no limit
 	Reserved                     int64 // bytes that the running fills have, or have room for
 	Evicted, EvictedBytes        int64 // before the end of their life
+	Scrubbed, ScrubbedBytes      int64 // read again to see whether they are right
+	Doubted                      int64 // by Doubt
 	StoreErrors                  int64 // of the disk
 	StoreError                   error // the last, if nothing was stored since
 }
@@ -149,7 +154,8 @@ type Stats struct {
 type counters struct {
 	outcomes                                                      [4]atomic.Int64
 	fetched, resumed, mismatches, damaged, expired, failed, scans atomic.Int64
-	evicted, evictedBytes, storeErrors                            atomic.Int64
+	evicted, evictedBytes, scrubbed, scrubbedBytes, doubted       atomic.Int64
+	storeErrors                                                   atomic.Int64
 }
 
 // Open makes a cache of the directory root, which is then the cache's own to
@@ -313,6 +319,10 @@ func (c *Cache) Stats() Stats {
 		Evicted:      c.count.evicted.Load(),
 		EvictedBytes: c.count.evictedBytes.Load(),
 		StoreErrors:  c.count.storeErrors.Load(),
+
+		Scrubbed:      c.count.scrubbed.Load(),
+		ScrubbedBytes: c.count.scrubbedBytes.Load(),
+		Doubted:       c.count.doubted.Load(),
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -277,6 +277,9 @@ func past(mtime time.Time) time.Time {
 
 // found records one file of the scan; false if it is not one of the cache's.
 func (c *Cache) found(name string, de fs.DirEntry, accounts map[digest.Digest]*account) bool {
+	if name == scrubName {
+		return true
+	}
 	if path.Dir(name) == ownerDir {
 		_, ok := parseFlatName(de.Name())
 		return ok

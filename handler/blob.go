@@ -34,6 +34,10 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 		defer late.Stop()
 		return h.headBlob(ctx, w, r, repo, d)
 	}
+	a, isWhole := whole(r, d)
+	if isWhole && h.answers.again(a) {
+		h.blobs.Doubt(d)
+	}
 	offset, length := firstRange(r)
 	blob, err := h.getBlob(ctx, repo, d, offset, length)
 	late.Stop()
@@ -54,7 +58,11 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 		serveUnsized(w, blob.Content)
 		return nil
 	}
-	return serveContent(w, r, blob.Content, blob.Size)
+	err = serveContent(w, r, blob.Content, blob.Size)
+	if isWhole && err == nil && r.Context().Err() == nil {
+		h.answers.given(a)
+	}
+	return err
 }
 
 // getBlob opens the blob for who wants length bytes (-1: all) from offset, and

@@ -32,6 +32,7 @@ type Handler struct {
 	upstreams *upstream.Client
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
+	answers   *answers
 	log       *zap.Logger
 }
 
@@ -42,7 +43,7 @@ func New(cfg Config) *Handler {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	return &Handler{upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, log: log}
+	return &Handler{upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, answers: newAnswers(), log: log}
 }
 
 // ServeHTTP routes a request. net/http's own mux can't: repository names have

@@ -74,6 +74,8 @@ var (
 	evictedBDesc   = prometheus.NewDesc("larder_evicted_bytes_total", "Bytes of blobs removed to make room.", nil, nil)
 	passedDesc     = prometheus.NewDesc("larder_blobs_passed_total", "Answers with a blob that could not be kept.", nil, nil)
 	storeDesc      = prometheus.NewDesc("larder_store_errors_total", "Failures to write, commit or remove files of blobs.", nil, nil)
+	scrubbedDesc   = prometheus.NewDesc("larder_scrubbed_bytes_total", "Bytes of cached blobs read again to see whether they are right.", nil, nil)
+	doubtedDesc    = prometheus.NewDesc("larder_blobs_doubted_total", "Cached blobs verified anew because clients asked for them again at once.", nil, nil)
 	fetchedDesc    = prometheus.NewDesc("larder_upstream_bytes_total", "Bytes of blobs received from upstreams.", nil, nil)
 	answersDesc    = prometheus.NewDesc("larder_upstream_requests_total", "Requests made to upstreams, handshakes and redirects included (code 0: no answer).", []string{"host", "code"}, nil)
 	resumedDesc    = prometheus.NewDesc("larder_blob_resumes_total", "Bodies that broke off and were gone on with.", nil, nil)
@@ -85,7 +87,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{fillsDesc, entriesDesc, bytesDesc, maxDesc, reservedDesc, evictedDesc, evictedBDesc, passedDesc, storeDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc} {
+	for _, d := range []*prometheus.Desc{fillsDesc, entriesDesc, bytesDesc, maxDesc, reservedDesc, evictedDesc, evictedBDesc, passedDesc, storeDesc, scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc} {
 		ch <- d
 	}
 }
@@ -110,6 +112,8 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(evictedBDesc, b.EvictedBytes)
 	counter(passedDesc, b.Passed)
 	counter(storeDesc, b.StoreErrors)
+	counter(scrubbedDesc, b.ScrubbedBytes)
+	counter(doubtedDesc, b.Doubted)
 	counter(fetchedDesc, b.Fetched)
 	counter(resumedDesc, b.Resumed)
 	counter(mismatchesDesc, b.Mismatches, "blob")

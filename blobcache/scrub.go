@@ -1,0 +1,215 @@
+package blobcache
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// scrubName is the file that says how far a round of scrubbing has come.
+	scrubName = "scrub"
+
+	// scrubSaved is how often that file is written: what a restart may repeat.
+	scrubSaved = time.Minute
+)
+
+// scrubState is the content of the file scrubName.
+type scrubState struct {
+	Began time.Time     `json:"began"` // the round
+	After digest.Digest `json:"after"` // the last blob that was looked at
+	Done  bool          `json:"done"`
+
+	saved time.Time
+}
+
+// Scrub reads every blob again once in Config.ScrubInterval, evenly spread, and
+// throws away what is not what it should be: disks forget. It goes on, over
+// restarts too, until ctx is done. Without an interval it returns at once.
+func (c *Cache) Scrub(ctx context.Context) error {
+	if c.cfg.ScrubInterval <= 0 {
+		return nil
+	}
+	limit := rate.NewLimiter(rate.Inf, chunk)
+	if c.cfg.ScrubRate > 0 {
+		limit.SetLimit(rate.Limit(c.cfg.ScrubRate))
+	}
+	state := c.readScrub()
+	for ctx.Err() == nil {
+		if !state.Done {
+			c.scrubRound(ctx, &state, limit)
+		}
+		pause(ctx, time.Until(state.Began.Add(c.cfg.ScrubInterval)))
+		if state.Done {
+			state = scrubState{Began: time.Now()}
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// scrubRound looks at all blobs behind state.After.
+func (c *Cache) scrubRound(ctx context.Context, state *scrubState, limit *rate.Limiter) {
+	todo, done, total := c.scrubbable(state.After)
+	for _, d := range todo {
+		share := float64(done) / float64(max(total, 1))
+		pause(ctx, time.Until(state.Began.Add(time.Duration(share*float64(c.cfg.ScrubInterval)))))
+		done += c.scrub(ctx, d, limit)
+		if ctx.Err() != nil { // and d perhaps not read to its end
+			c.saveScrub(state)
+			return
+		}
+		state.After = d
+		if time.Since(state.saved) >= scrubSaved {
+			c.saveScrub(state)
+		}
+	}
+	state.Done = true
+	c.saveScrub(state)
+}
+
+// scrubbable lists the complete blobs behind after, in the order of their
+// digests, and says how many bytes come before, and are in all.
+func (c *Cache) scrubbable(after digest.Digest) (todo []digest.Digest, before, total int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for d, e := range c.entries {
+		if e.partial {
+			continue
+		}
+		total += e.size
+		if d <= after {
+			before += e.size
+		} else {
+			todo = append(todo, d)
+		}
+	}
+	slices.SortFunc(todo, func(a, b digest.Digest) int { return strings.Compare(string(a), string(b)) })
+	return todo, before, total
+}
+
+// scrub reads one blob, and returns how much that was.
+func (c *Cache) scrub(ctx context.Context, d digest.Digest, limit *rate.Limiter) int64 {
+	e := c.lookup(d)
+	f, err := c.root.Open(blobName(d))
+	if e == nil || err != nil {
+		return 0 // gone; or its next reader finds out
+	}
+	defer f.Close()
+	before, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	verifier := d.Verifier()
+	n, err := io.Copy(verifier, &limited{ctx, f, limit})
+	if ctx.Err() != nil {
+		return n
+	}
+	after, statErr := f.Stat()
+	if statErr != nil || stampOf(before) != stampOf(after) {
+		return n // somebody was at it: whoever asks for it next has it verified
+	}
+	c.count.scrubbed.Add(1)
+	c.count.scrubbedBytes.Add(n)
+	if err == nil && verifier.Verified() {
+		c.mu.Lock()
+		e.verified = stampOf(after)
+		c.mu.Unlock()
+		return n
+	}
+	c.throwAway(d, e, errors.Join(ErrDigest, err))
+	return n
+}
+
+// throwAway removes a blob that turned out to be wrong, unless a fill is at work
+// on it, which finds out by itself.
+func (c *Cache) throwAway(d digest.Digest, e *entry, err error) {
+	c.mu.Lock()
+	if c.entries[d] != e || c.fills[d] != nil {
+		c.mu.Unlock()
+		return
+	}
+	done := c.remove(d, e)
+	c.mu.Unlock()
+	c.count.damaged.Add(1)
+	c.log.Error("stored blob has rotted; thrown away, and fetched again when it is asked for", zap.Stringer("digest", d), zap.Error(err))
+	if err := done(); err != nil {
+		c.complain("damaged blob file not removed", err)
+		c.Doubt(d)
+	}
+}
+
+// Doubt has the blob d verified before it is next given out as a whole.
+func (c *Cache) Doubt(d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[d]; e != nil && e.verified != (stamp{}) {
+		e.verified = stamp{}
+		c.count.doubted.Add(1)
+	}
+}
+
+// limited reads no faster than it should.
+type limited struct {
+	ctx   context.Context
+	r     io.Reader
+	limit *rate.Limiter
+}
+
+// Read implements io.Reader.
+func (l *limited) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p[:min(len(p), chunk)])
+	if waitErr := l.limit.WaitN(l.ctx, n); waitErr != nil {
+		return n, waitErr
+	}
+	return n, err
+}
+
+// pause waits for d, but no longer than ctx.
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// readScrub returns where the last process was in its round.
+func (c *Cache) readScrub() (state scrubState) {
+	data, err := c.root.ReadFile(scrubName)
+	if err == nil {
+		err = json.Unmarshal(data, &state)
+	}
+	switch {
+	case err == nil && time.Since(state.Began) >= 0: // not by a clock that was wrong
+		return state
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		c.log.Warn("progress of scrubbing can't be read; it begins anew", zap.Error(err))
+	}
+	return scrubState{Began: time.Now()}
+}
+
+func (c *Cache) saveScrub(state *scrubState) {
+	state.saved = time.Now()
+	data, err := json.Marshal(state)
+	if err == nil {
+		err = c.root.WriteFile(scrubName+"~", data, 0o600)
+	}
+	if err == nil {
+		err = c.root.Rename(scrubName+"~", scrubName)
+	}
+	if err != nil && !errors.Is(err, os.ErrClosed) {
+		c.complain("progress of scrubbing not recorded", err)
+	}
+}

@@ -1,0 +1,155 @@
+package blobcache_test
+
+import (
+	"context"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"larder/blobcache"
+)
+
+// scrubbing scrubs c until the test, or the returned function, stops it.
+func scrubbing(t *testing.T, c *blobcache.Cache) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = c.Scrub(ctx) })
+	stop = func() {
+		cancel()
+		wg.Wait()
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// rot changes a byte of a file, and nothing of what the file system says of it
+// but the time of the change.
+func rot(t *testing.T, path string) {
+	t.Helper()
+	fi, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := overwrite(path, data); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path, fi.ModTime(), fi.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEachBlobIsReadAgainOnceInAnInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		cfg := blobcache.Config{ScrubInterval: 100 * time.Hour, ScrubRate: 1 << 20}
+		c, _ := running(t, dir, cfg)
+		var blobs []*source
+		for i := range 10 {
+			blobs = append(blobs, newSource(1<<20+i))
+			store(t, c, blobs[i], "", blobcache.Miss)
+		}
+		scrubbing(t, c)
+		var before int64
+		for round := range 3 {
+			for step := range 10 {
+				time.Sleep(10 * time.Hour)
+				synctest.Wait()
+				n := c.Stats().Scrubbed
+				if n-before > 3 {
+					t.Errorf("round %d, step %d: %d blobs were read in a tenth of the interval", round, step, n-before)
+				}
+				before = n
+			}
+		}
+		if n := c.Stats().Scrubbed; n < 29 || n > 31 {
+			t.Errorf("10 blobs were read %d times in 3 intervals", n)
+		}
+	})
+}
+
+func TestRottenBlobIsThrownAwayAndFetchedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c, _ := running(t, dir, blobcache.Config{ScrubInterval: time.Hour})
+		good, bad := newSource(1<<20), newSource(1<<20+1)
+		store(t, c, good, "", blobcache.Miss)
+		store(t, c, bad, "", blobcache.Miss)
+		rot(t, blobPath(dir, bad.digest))
+		scrubbing(t, c)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		wantKept(t, dir, []*source{good}, bad)
+		if s := c.Stats(); s.Damaged != 1 || s.Entries != 1 {
+			t.Errorf("%d damaged, %d left; want 1, 1", s.Damaged, s.Entries)
+		}
+		store(t, c, bad, "", blobcache.Miss)
+		store(t, c, good, "", blobcache.Hit)
+	})
+}
+
+func TestScrubbingGoesOnWhereTheLastProcessWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		cfg := blobcache.Config{ScrubInterval: 10 * time.Hour}
+		c, stop := running(t, dir, cfg)
+		for i := range 10 {
+			store(t, c, newSource(1<<20+i), "", blobcache.Miss)
+		}
+		var scrubbed int64
+		for range 10 { // restarted each hour
+			stopScrub := scrubbing(t, c)
+			time.Sleep(time.Hour)
+			stopScrub()
+			scrubbed += c.Stats().Scrubbed
+			stop()
+			c, stop = running(t, dir, cfg)
+			synctest.Wait()
+		}
+		if scrubbed < 10 || scrubbed > 11 {
+			t.Errorf("10 blobs were read %d times in one interval with 10 restarts", scrubbed)
+		}
+	})
+}
+
+func TestScrubbedBlobNeedsNoOtherLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		cfg := blobcache.Config{ScrubInterval: time.Hour}
+		c, stop := running(t, dir, cfg)
+		s := newSource(1 << 20)
+		store(t, c, s, "", blobcache.Miss)
+		stop()
+		c, _ = running(t, dir, cfg)
+		synctest.Wait()
+		scrubbing(t, c)
+		synctest.Wait()
+		b := get(t, c, s)
+		if _, ok := b.Content.(*os.File); !ok {
+			t.Errorf("a blob that was scrubbed is opened as a %T", b.Content)
+		}
+		b.Content.Close()
+		c.Doubt(s.digest)
+		c.Doubt(digest.FromString("another"))
+		b = get(t, c, s)
+		if _, ok := b.Content.(*os.File); ok {
+			t.Error("a blob that is in doubt is given out as it is")
+		}
+		wantBlob(t, b, s.data, blobcache.Hit)
+	})
+}
+
+func TestNoScrubbingWithoutAnInterval(t *testing.T) {
+	c := openCache(t, t.TempDir(), blobcache.Config{})
+	if err := c.Scrub(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
