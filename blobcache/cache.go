@@ -116,7 +116,8 @@ type Cache struct {
 
 	writeAt func(f *os.File, p []byte, offset int64) (int, error) // File.WriteAt, but in tests
 
-	arrived atomic.Int64 // what the running fills have written of what they have reserved
+	scanned chan struct{} // closed when Run knows what is on disk
+	arrived atomic.Int64  // what the running fills have written of what they have reserved
 
 	// mu guards the maps, what the entries hold, and the fields of a fill that
 	// say so. It may be taken before a fill's own lock, never after.
@@ -180,6 +181,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		disk:    log.WithOptions(zap.WrapCore(onceAMinute)),
 		sizes:   usualSizes(),
 		writeAt: (*os.File).WriteAt,
+		scanned: make(chan struct{}),
 		entries: make(map[digest.Digest]*entry),
 		fills:   make(map[digest.Digest]*fill),
 		streams: make(map[digest.Digest][]*stream),

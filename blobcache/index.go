@@ -189,10 +189,11 @@ func (c *Cache) end(e *entry) time.Time {
 
 // Run finds out what is on disk and then removes what has not been used for
 // its time to live, until ctx is done. Blobs that Run has not found yet can be
-// asked for all the same.
+// asked for all the same. It must be called once only.
 func (c *Cache) Run(ctx context.Context) error {
 	c.scan(ctx)
 	c.shrink()
+	close(c.scanned)
 	return c.due.Run(ctx, c.expire)
 }
 

@@ -22,6 +22,7 @@ func running(t *testing.T, dir string, cfg blobcache.Config) (*blobcache.Cache, 
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = c.Run(ctx) })
+	wg.Go(func() { _ = c.Scrub(ctx) })
 	stop := func() {
 		cancel()
 		wg.Wait()

@@ -83,6 +83,7 @@ func newModel(t *testing.T, seed uint64, base string) *model {
 	m.cfg.Linger = []time.Duration{0, time.Second, 30 * time.Second}[m.random.IntN(3)]
 	m.cfg.TTL = []time.Duration{0, 0, 2 * time.Hour}[m.random.IntN(3)]
 	m.cfg.Connections = []int{1, 4}[m.random.IntN(2)]
+	m.cfg.ScrubInterval = []time.Duration{0, time.Minute, 10 * time.Hour}[m.random.IntN(3)]
 	if !m.large && m.random.IntN(3) == 0 {
 		m.cfg.MaxSize.Bytes = 1 + m.random.Int64N(500_000)
 	}
@@ -410,6 +411,9 @@ func (m *model) wantCleanDirectory() {
 		data, err := os.ReadFile(path)
 		if filepath.Base(filepath.Dir(path)) == "owners" {
 			return m.wantOwned(de.Name(), err)
+		}
+		if path == filepath.Join(m.dir, "scrub") {
+			return err
 		}
 		if digest.FromBytes(data).Encoded() != de.Name() {
 			m.t.Errorf("left in %s: %d bytes with another digest", path, len(data))

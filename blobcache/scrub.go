@@ -35,10 +35,14 @@ type scrubState struct {
 
 // Scrub reads every blob again once in Config.ScrubInterval, evenly spread, and
 // throws away what is not what it should be: disks forget. It goes on, over
-// restarts too, until ctx is done. Without an interval it returns at once.
+// restarts too, until ctx is done. Run must be running. Without an interval it returns at once.
 func (c *Cache) Scrub(ctx context.Context) error {
 	if c.cfg.ScrubInterval <= 0 {
 		return nil
+	}
+	select {
+	case <-c.scanned: // before, next to nothing would be there
+	case <-ctx.Done():
 	}
 	limit := rate.NewLimiter(rate.Inf, chunk)
 	if c.cfg.ScrubRate > 0 {

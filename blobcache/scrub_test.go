@@ -1,9 +1,7 @@
 package blobcache_test
 
 import (
-	"context"
 	"os"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,19 +10,6 @@ import (
 
 	"larder/blobcache"
 )
-
-// scrubbing scrubs c until the test, or the returned function, stops it.
-func scrubbing(t *testing.T, c *blobcache.Cache) (stop func()) {
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = c.Scrub(ctx) })
-	stop = func() {
-		cancel()
-		wg.Wait()
-	}
-	t.Cleanup(stop)
-	return stop
-}
 
 // rot changes a byte of a file, and nothing of what the file system says of it
 // but the time of the change.
@@ -50,14 +35,14 @@ func rot(t *testing.T, path string) {
 func TestEachBlobIsReadAgainOnceInAnInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		cfg := blobcache.Config{ScrubInterval: 100 * time.Hour, ScrubRate: 1 << 20}
-		c, _ := running(t, dir, cfg)
+		c, stop := running(t, dir, blobcache.Config{})
 		var blobs []*source
 		for i := range 10 {
 			blobs = append(blobs, newSource(1<<20+i))
 			store(t, c, blobs[i], "", blobcache.Miss)
 		}
-		scrubbing(t, c)
+		stop()
+		c, _ = running(t, dir, blobcache.Config{ScrubInterval: 100 * time.Hour, ScrubRate: 1 << 20})
 		var before int64
 		for round := range 3 {
 			for step := range 10 {
@@ -80,12 +65,12 @@ func TestRottenBlobIsThrownAwayAndFetchedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		c, _ := running(t, dir, blobcache.Config{ScrubInterval: time.Hour})
+		synctest.Wait()
 		good, bad := newSource(1<<20), newSource(1<<20+1)
 		store(t, c, good, "", blobcache.Miss)
 		store(t, c, bad, "", blobcache.Miss)
 		rot(t, blobPath(dir, bad.digest))
-		scrubbing(t, c)
-		time.Sleep(time.Hour)
+		time.Sleep(2 * time.Hour) // there was nothing to read in the first
 		synctest.Wait()
 		wantKept(t, dir, []*source{good}, bad)
 		if s := c.Stats(); s.Damaged != 1 || s.Entries != 1 {
@@ -99,18 +84,18 @@ func TestRottenBlobIsThrownAwayAndFetchedAgain(t *testing.T) {
 func TestScrubbingGoesOnWhereTheLastProcessWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		cfg := blobcache.Config{ScrubInterval: 10 * time.Hour}
-		c, stop := running(t, dir, cfg)
+		c, stop := running(t, dir, blobcache.Config{})
 		for i := range 10 {
 			store(t, c, newSource(1<<20+i), "", blobcache.Miss)
 		}
+		stop()
+		cfg := blobcache.Config{ScrubInterval: 10 * time.Hour}
+		c, stop = running(t, dir, cfg)
 		var scrubbed int64
 		for range 10 { // restarted each hour
-			stopScrub := scrubbing(t, c)
 			time.Sleep(time.Hour)
-			stopScrub()
-			scrubbed += c.Stats().Scrubbed
 			stop()
+			scrubbed += c.Stats().Scrubbed
 			c, stop = running(t, dir, cfg)
 			synctest.Wait()
 		}
@@ -123,14 +108,11 @@ func TestScrubbingGoesOnWhereTheLastProcessWas(t *testing.T) {
 func TestScrubbedBlobNeedsNoOtherLook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		cfg := blobcache.Config{ScrubInterval: time.Hour}
-		c, stop := running(t, dir, cfg)
+		c, stop := running(t, dir, blobcache.Config{})
 		s := newSource(1 << 20)
 		store(t, c, s, "", blobcache.Miss)
 		stop()
-		c, _ = running(t, dir, cfg)
-		synctest.Wait()
-		scrubbing(t, c)
+		c, _ = running(t, dir, blobcache.Config{ScrubInterval: time.Hour})
 		synctest.Wait()
 		b := get(t, c, s)
 		if _, ok := b.Content.(*os.File); !ok {
