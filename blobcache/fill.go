@@ -11,9 +11,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"go.uber.org/zap"
-
-	"larder/blobcache/durable"
 )
 
 const (
@@ -262,114 +259,6 @@ func (c *Cache) over(f *fill, kept *entry, err error) (unread bool) {
 	f.over = true
 	close(f.gone)
 	return f.readers == 0
-}
-
-// settle does what is due with the file of a fill that has ended. It returns
-// the entry of the file that is left, if one is.
-func (c *Cache) settle(f *fill, err error) *entry {
-	if unkept(err) {
-		c.unkept(f, err)
-	}
-	now, arrived := time.Now(), f.have.bytes()
-	switch {
-	case f.file == nil:
-		return f.before
-	case f.stored:
-		return c.settleStored(f, err)
-	case err == nil:
-		// The readers have their last byte; nobody waits for the disk.
-		err := f.file.Truncate(f.size) // somebody may have made it longer
-		if err == nil {
-			err = durable.Commit(c.root, f.file, partialName(f.digest), blobName(f.digest))
-		}
-		c.stored(err)
-		if err != nil {
-			break
-		}
-		if f.scattered {
-			c.removePartial(f.digest)
-		}
-		return f.verifiedEntry(now)
-	case errors.Is(err, ErrDigest):
-		c.log.Error("wrong bytes arrived; blob thrown away",
-			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Bool("in parts", f.scattered), zap.Error(err))
-	case unkept(err) && f.wantAll: // it would never be whole
-	case arrived > 0:
-		if err := f.save(); err != nil {
-			c.complain("extents of a partial blob not recorded", err)
-			break
-		}
-		c.log.Info("blob left incomplete; kept for resuming",
-			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Int64("size", f.size), zap.Error(err))
-		return &entry{size: arrived, used: now, touched: now, partial: true}
-	}
-	c.removePartial(f.digest)
-	c.removeOwner(f.digest, f.account)
-	return nil
-}
-
-// unkept tells the operator why a blob is passed on and not kept.
-func (c *Cache) unkept(f *fill, err error) {
-	if !errors.Is(err, errNoRoom) {
-		c.complain("the cache can't be written; blobs are passed on without being kept", err)
-		return
-	}
-	c.disk.Warn("no room for a blob, whatever else is removed; it is passed on without being kept",
-		zap.Stringer("digest", f.digest), zap.Int64("size", f.knownSize()), zap.String("owner", f.source.Owner))
-}
-
-// stored notes how a commit went.
-func (c *Cache) stored(err error) {
-	if err != nil {
-		c.complain("blob not stored", err)
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.storeErr = nil
-}
-
-// settleStored does what is due with a blob file that was looked at again. One
-// that could not be read to its end, as larder stops, is for the next process.
-func (c *Cache) settleStored(f *fill, err error) *entry {
-	if err == nil {
-		now := time.Now() // of this use
-		if err := c.root.Chtimes(blobName(f.digest), now, now); err != nil {
-			c.complain("use of a blob not recorded; it may expire early", err)
-		}
-		return f.verifiedEntry(now)
-	}
-	if fi, statErr := f.file.Stat(); statErr == nil && !errors.Is(err, errDamaged) {
-		return &entry{size: fi.Size(), used: past(fi.ModTime()), touched: fi.ModTime()}
-	}
-	c.discard(f.digest, nil, err)
-	c.removeOwner(f.digest, f.account)
-	return nil
-}
-
-// verifiedEntry is the entry of the fill's file, whose digest is right.
-func (f *fill) verifiedEntry(now time.Time) *entry {
-	fi, err := f.file.Stat()
-	if err != nil { // then it is looked at once more
-		return &entry{size: f.have.bytes(), used: now, touched: now}
-	}
-	return &entry{size: fi.Size(), used: now, touched: fi.ModTime(), verified: stampOf(fi)}
-}
-
-// removePartial removes what is left of a fill's file and its extents, in this
-// order: without them, the file would be taken for a beginning.
-func (c *Cache) removePartial(d digest.Digest) {
-	if err := errors.Join(remove(c.root, partialName(d)), remove(c.root, partialName(d)+extentsSuffix)); err != nil {
-		c.complain("partial blob not removed", err)
-	}
-}
-
-// remove removes a file that may be gone already.
-func remove(root *os.Root, name string) error {
-	if err := root.Remove(name); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // update changes the fields that mu guards and wakes everybody who waits.

@@ -39,6 +39,55 @@ func newPass(c *Cache, d digest.Digest, w *want, src Source) *pass {
 	return p
 }
 
+// board returns a pass for who wants w of d on a stream that is near, or nil.
+func (c *Cache) board(d digest.Digest, w *want, src Source) *pass {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.streams[d]) == 0 { // as nearly always
+		return nil
+	}
+	if p := newPass(c, d, w, src); c.boardNear(p) {
+		return p
+	}
+	return nil
+}
+
+// follow puts p on a stream that is near it, or on a new one.
+func (c *Cache) follow(p *pass) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx.Err() != nil {
+		return ErrClosed
+	}
+	if c.boardNear(p) {
+		return nil
+	}
+	s := c.newStream(p.digest, p.source, p.pos)
+	s.asked, s.size, s.refs = p.until, p.size, 1
+	s.passes[p] = true
+	p.stream = s
+	c.wg.Go(func() { s.run(nil) })
+	return nil
+}
+
+// boardNear needs mu.
+func (c *Cache) boardNear(p *pass) bool {
+	for _, s := range c.streams[p.digest] {
+		s.mu.Lock()
+		near := p.pos >= s.start && p.pos <= s.end+c.sizes.window && (s.err == nil || s.err == io.EOF)
+		if near {
+			s.passes[p] = true
+		}
+		s.mu.Unlock()
+		if near {
+			s.refs++
+			p.stream = s
+			return true
+		}
+	}
+	return false
+}
+
 // open waits for the first byte, so that an error can still be a clear one.
 func (p *pass) open(ctx context.Context) (*Blob, error) {
 	_, err := p.next(ctx, nil)
