@@ -235,7 +235,7 @@ func TestParallelLayerFetchCostsUpstreamTheBlobOnce(t *testing.T) {
 	hub, layer, path := oneLayer(t, size)
 	l := startLarder(t, nil, "LARDER_UPSTREAMS=docker.io="+hub.URL)
 	hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.Latency(5*time.Millisecond), upstreamtest.Rate(20_000_000))
-	order := append([]int{0}, rand.New(rand.NewPCG(1, 2)).Perm(size / chunk)...)
+	order := append([]int{0}, rand.New(rand.NewPCG(1, 2)).Perm(size/chunk)...)
 	for i := range order[1:] {
 		order[i+1]++
 	}
