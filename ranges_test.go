@@ -262,7 +262,9 @@ func TestParallelLayerFetchCostsUpstreamTheBlobOnce(t *testing.T) {
 	}
 	chunks.Wait()
 	l.stop(t)
-	if sent := sentOf(hub, path); sent > size+size/100 { // what is on a connection that another one takes over from comes twice
+	// When a fetch takes over the rest of another, what is on its way there comes
+	// twice: nothing to speak of, unless the machine is busy.
+	if sent := sentOf(hub, path); sent < size || sent > size+size/20 {
 		t.Errorf("upstream sent %d bytes of a blob of %d", sent, size)
 	}
 }
