@@ -63,7 +63,7 @@ func skipOrFail(t *testing.T, why string) {
 }
 
 // eventually waits until ok says yes.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -78,7 +78,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 // freeAddr is a loopback address that nobody listens on.
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -194,11 +194,12 @@ type larder struct {
 	err    error         // how; set before done is closed
 	cancel func()        // asks it to end
 	kill   func() error  // for a process only
+	pid    int           // of the same
 }
 
 // newLarder prepares a larder in front of upstreams, the first of which is
 // the default one. The environment may override everything.
-func newLarder(t *testing.T, upstreams []*testUpstream, environ []string) *larder {
+func newLarder(t testing.TB, upstreams []*testUpstream, environ []string) *larder {
 	t.Helper()
 	l := &larder{addr: freeAddr(t), stderr: new(lockedBuffer), done: make(chan struct{})}
 	var list []string
@@ -224,7 +225,7 @@ func newLarder(t *testing.T, upstreams []*testUpstream, environ []string) *larde
 }
 
 // runLarder calls run, which need not succeed.
-func runLarder(t *testing.T, upstreams []*testUpstream, environ ...string) *larder {
+func runLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *larder {
 	t.Helper()
 	l := newLarder(t, upstreams, environ)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -238,7 +239,7 @@ func runLarder(t *testing.T, upstreams []*testUpstream, environ ...string) *lard
 }
 
 // startLarder returns a larder that answers.
-func startLarder(t *testing.T, upstreams []*testUpstream, environ ...string) *larder {
+func startLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *larder {
 	t.Helper()
 	l := runLarder(t, upstreams, environ...)
 	l.waitUntilUp(t)
@@ -246,7 +247,7 @@ func startLarder(t *testing.T, upstreams []*testUpstream, environ ...string) *la
 }
 
 // execLarder starts larder as a process, which need not succeed.
-func execLarder(t *testing.T, upstreams []*testUpstream, environ ...string) *larder {
+func execLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *larder {
 	t.Helper()
 	l := newLarder(t, upstreams, environ)
 	cmd := exec.Command(os.Args[0])
@@ -257,7 +258,7 @@ func execLarder(t *testing.T, upstreams []*testUpstream, environ ...string) *lar
 		t.Fatal(err)
 	}
 	l.cancel = func() { cmd.Process.Signal(syscall.SIGTERM) }
-	l.kill = cmd.Process.Kill
+	l.kill, l.pid = cmd.Process.Kill, cmd.Process.Pid
 	go func() {
 		defer close(l.done)
 		l.err = cmd.Wait()
@@ -266,7 +267,7 @@ func execLarder(t *testing.T, upstreams []*testUpstream, environ ...string) *lar
 	return l
 }
 
-func (l *larder) stopAtEnd(t *testing.T) {
+func (l *larder) stopAtEnd(t testing.TB) {
 	t.Cleanup(func() {
 		l.cancel()
 		if l.wait(t); t.Failed() {
@@ -276,7 +277,7 @@ func (l *larder) stopAtEnd(t *testing.T) {
 }
 
 // wait waits until larder ended and returns why.
-func (l *larder) wait(t *testing.T) error {
+func (l *larder) wait(t testing.TB) error {
 	t.Helper()
 	select {
 	case <-l.done:
@@ -291,7 +292,7 @@ func (l *larder) wait(t *testing.T) error {
 }
 
 // stop ends larder in good order.
-func (l *larder) stop(t *testing.T) {
+func (l *larder) stop(t testing.TB) {
 	t.Helper()
 	l.cancel()
 	if err := l.wait(t); err != nil {
@@ -299,7 +300,7 @@ func (l *larder) stop(t *testing.T) {
 	}
 }
 
-func (l *larder) waitUntilUp(t *testing.T) {
+func (l *larder) waitUntilUp(t testing.TB) {
 	t.Helper()
 	eventually(t, "larder to answer", func() bool {
 		select {
@@ -317,7 +318,7 @@ func (l *larder) waitUntilUp(t *testing.T) {
 }
 
 // get asks larder for a path and reads the whole answer.
-func (l *larder) get(t *testing.T, path string) (*http.Response, []byte) {
+func (l *larder) get(t testing.TB, path string) (*http.Response, []byte) {
 	t.Helper()
 	resp, err := l.open(t.Context(), path)
 	if err != nil {
