@@ -184,7 +184,10 @@ func (c *config) check() (problems []error) {
 		name string
 		d    time.Duration
 	}{
-		{"LARDER_BLOB_TTL", c.BlobTTL}, {"LARDER_MANIFEST_TTL", c.ManifestTTL}, {"LARDER_TAG_TTL", c.TagTTL}, {"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
+		{"LARDER_BLOB_TTL", c.BlobTTL},
+		{"LARDER_MANIFEST_TTL", c.ManifestTTL},
+		{"LARDER_TAG_TTL", c.TagTTL},
+		{"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
 		{"LARDER_SCRUB_INTERVAL", c.ScrubInterval},
 	} {
 		if field.d < 0 {

@@ -198,6 +198,9 @@ func (f *fill) put(c *claim, pos int64, p []byte) (more bool, err error) {
 	f.taken += int64(len(p))
 	room := f.needed()
 	save := f.scattered && (f.unsaved < 0 || f.unsaved >= f.cache.sizes.saveEvery)
+	if save {
+		f.unsaved = min(f.unsaved, 0) // one fetcher is enough
+	}
 	f.mu.Unlock()
 	if err := f.makeRoom(room); err != nil {
 		return false, err

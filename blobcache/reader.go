@@ -83,9 +83,11 @@ func (f *fill) openFile() (*os.File, error) {
 func (r *reader) await(n int64) (offset, available int64, err error) {
 	r.fill.mu.Lock()
 	w := r.want
-	// A reader that goes on in small steps is on its way through: what it wants
-	// grows with what it has had.
-	w.end = max(w.end, w.pos+max(n, w.read))
+	if end := w.pos + n; end > w.end {
+		// A reader that goes on in small steps is on its way through: what it
+		// wants grows with what it has had. Who has said what he wants gets that.
+		w.end = max(end, w.pos+w.read)
+	}
 	offset = w.pos
 	r.fill.mu.Unlock()
 	available, err = r.fill.wait(r.ctx, w)
