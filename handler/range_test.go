@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"mime/multipart"
+	"net/http"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -134,6 +135,21 @@ func TestRangesOfAnEmptyBlob(t *testing.T) {
 	for rng, status := range map[string]int{"bytes=0-": 200, "bytes=0-5": 200, "bytes=-5": 416, "bytes=-0": 416} {
 		if a := l.ask(t, "GET", blobPath("a/b", d), "Range: "+rng); a.StatusCode != status {
 			t.Errorf("%s: got %d, want %d", rng, a.StatusCode, status)
+		}
+	}
+}
+
+func TestPartOfABlobOfUnknownSizeIsAnsweredWithAllOfIt(t *testing.T) {
+	l := newLarder(t, setup{})
+	data := random(t, 77, 300<<10)
+	d := l.hub.AddBlob("a/b", data)
+	l.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.IgnoreRange(), upstreamtest.NoContentLength(), upstreamtest.Rate(2<<20))
+	for _, part := range []string{"bytes=1000-", "bytes=200000-200009", "bytes=-5"} {
+		a := l.ask(t, "GET", blobPath("a/b", d), "Range: "+part)
+		if a.StatusCode == http.StatusOK && (a.err != nil || !bytes.Equal(a.body, data)) {
+			t.Errorf("%s is answered with 200 and %d bytes that are not the blob, %v", part, len(a.body), a.err)
+		} else if a.StatusCode != http.StatusOK && a.StatusCode != http.StatusPartialContent { // once it is cached
+			t.Errorf("%s is answered with %d", part, a.StatusCode)
 		}
 	}
 }
