@@ -38,6 +38,7 @@ type config struct {
 
 	FetchConnections    connections `env:"LARDER_FETCH_CONNECTIONS" envDefault:"4"`
 	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
+	RateLimitFloor      pulls       `env:"LARDER_RATELIMIT_FLOOR" envDefault:"5"`
 
 	TLSCert  string `env:"LARDER_TLS_CERT"`
 	TLSKey   string `env:"LARDER_TLS_KEY"`
@@ -63,6 +64,16 @@ func (c *connections) UnmarshalText(text []byte) error {
 	}
 	*c = connections(n)
 	return nil
+}
+
+// pulls is how many of a rate limit.
+type pulls int
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *pulls) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 31)
+	*p = pulls(n)
+	return err
 }
 
 // defaultAdminAddr is not a default of the struct's: the variable may be empty.
@@ -139,6 +150,8 @@ func form(t reflect.Type) string {
 		return "one of debug, info, warn, error"
 	case reflect.TypeFor[connections]():
 		return "a number of connections, 1 or more"
+	case reflect.TypeFor[pulls]():
+		return "a number of pulls, 0 or more"
 	default:
 		return "a " + t.String()
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"go.uber.org/zap"
@@ -63,6 +64,7 @@ func TestTokenServerIsBroken(t *testing.T) {
 					t.Errorf("got %d requests for tokens, want at most %d", n, test.tokens)
 				}
 				remove()
+				time.Sleep(time.Minute)
 				askAll(t, r)
 			})
 		})

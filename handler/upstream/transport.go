@@ -67,23 +67,27 @@ func newTransport() *http.Transport {
 // exchange is what a question's caller learns of the answer beside ggcr's
 // result. It travels in the context.
 type exchange struct {
-	mu     sync.Mutex
+	began time.Time
+
+	mu     sync.Mutex // guards what follows
 	method string
 	status int
 	header http.Header
 	err    error
+	silent bool // err is that of a connection
 }
 
 type exchangeKey struct{}
 
 func withExchange(ctx context.Context) (context.Context, *exchange) {
-	ex := new(exchange)
+	ex := &exchange{began: time.Now()}
 	return context.WithValue(ctx, exchangeKey{}, ex), ex
 }
 
-func (ex *exchange) record(method string, res *http.Response, err error) {
+func (ex *exchange) record(method string, res *http.Response, silent bool, err error) {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
+	ex.silent = silent
 	if ex.err = err; err == nil {
 		ex.method, ex.status, ex.header = method, res.StatusCode, res.Header
 	}
@@ -100,11 +104,12 @@ func (ex *exchange) answerStatus(method string) int {
 	return ex.status
 }
 
-// failure is why the last request had no answer, if it had none.
-func (ex *exchange) failure() error {
+// failure is why the last request had no answer, if it had none, and whether that
+// is because nobody answered.
+func (ex *exchange) failure() (err error, silent bool) {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	return ex.err
+	return ex.err, ex.silent
 }
 
 func (ex *exchange) answerHeader() http.Header {
@@ -114,28 +119,30 @@ func (ex *exchange) answerHeader() http.Header {
 }
 
 // wire is below ggcr's handshake and above the connections. It sees every
-// request that is meant for one registry, for its token server, or for where
-// these redirect: the place to decide what may leave.
+// request that is meant for one repository of one place, for its token server, or
+// for where these redirect: the place to decide what may leave.
 type wire struct {
-	registry Registry
-	next     http.RoundTripper
-	count    *counters
+	client     *Client
+	place      *place
+	repository string
 }
 
 // RoundTrip implements http.RoundTripper.
 func (t *wire) RoundTrip(in *http.Request) (*http.Response, error) {
-	res, err := t.roundTrip(in)
+	res, silent, err := t.roundTrip(in)
 	if ex, ok := in.Context().Value(exchangeKey{}).(*exchange); ok {
-		ex.record(in.Method, res, err)
+		ex.record(in.Method, res, silent, err)
 	}
 	return res, err
 }
 
-func (t *wire) roundTrip(in *http.Request) (*http.Response, error) {
+// roundTrip sends a request, if it may leave. silent is that it has and there was
+// no answer.
+func (t *wire) roundTrip(in *http.Request) (_ *http.Response, silent bool, _ error) {
 	if err := t.allow(in); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	question, _ := first(in)
+	question, redirects := first(in)
 	limit := int64(maxToken)
 	req := in.Clone(in.Context())
 	switch kind := req.Header.Get(bodyHeader); {
@@ -150,29 +157,32 @@ func (t *wire) roundTrip(in *http.Request) (*http.Response, error) {
 	req.Header.Del(bodyHeader)
 	req.Header.Del("Referer") // it would name the registry to a redirect's target
 
-	res, err := t.next.RoundTrip(req)
+	res, err := t.client.cfg.Transport.RoundTrip(req)
 	if err != nil {
-		t.count.answer(t.registry.Host, 0)
-		return nil, err
+		t.client.count.answer(t.place.host, 0)
+		return nil, true, err
 	}
-	t.count.answer(t.registry.Host, res.StatusCode)
+	t.client.count.answer(t.place.host, res.StatusCode)
+	if redirects == 0 && asked(in, t.repository) {
+		t.place.answered(res)
+	}
 	if res.StatusCode >= http.StatusBadRequest { // the status counts, however much is said about it
 		res.Body = &readCloser{io.LimitReader(res.Body, maxToken), res.Body}
 	} else if limit >= 0 && req.Method != http.MethodHead {
 		if res.ContentLength > limit {
 			res.Body.Close()
-			return nil, errTooLarge
+			return nil, false, errTooLarge
 		}
 		res.Body = &limitedBody{ReadCloser: res.Body, left: limit}
 	}
-	return res, nil
+	return res, false, nil
 }
 
 // allow refuses what must not leave. ggcr tries https before http, follows any
 // realm with the password, and checks IP literals only; here the rule is that a
 // secret goes to its registry's own site and nowhere else.
 func (t *wire) allow(req *http.Request) error {
-	origin := t.registry.URL
+	origin := t.place.url
 	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return errRedirect
 	}
@@ -185,7 +195,7 @@ func (t *wire) allow(req *http.Request) error {
 	authorization := req.Header.Get("Authorization")
 	password := authorization != "" && !strings.HasPrefix(authorization, "Bearer ")
 	if (password || req.Method == http.MethodPost) && !sameSite(req.URL, origin) {
-		return fmt.Errorf("%w: %s asks for a token at %s", errForeign, t.registry.Host, req.URL.Hostname())
+		return fmt.Errorf("%w: %s asks for a token at %s", errForeign, t.place.host, req.URL.Hostname())
 	}
 	return nil
 }
@@ -253,6 +263,7 @@ type watchedBody struct {
 	stall  *time.Timer
 
 	release func() // for others to open bodies
+	broke   func() // called when the body fails
 }
 
 // Read implements io.Reader.
@@ -263,6 +274,9 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	if err != nil && err != io.EOF {
 		if cause := context.Cause(b.ctx); cause != nil {
 			err = cause
+		}
+		if b.ctx.Err() == nil || err == errStalled {
+			b.broke()
 		}
 		err = discreet(err)
 	}
