@@ -60,6 +60,8 @@ func fromUpstream(note *middleware.Note, u *upstream.Error) *errcode.Error {
 		e.Message = fmt.Sprintf("%s denies larder access to %s", note.Upstream, note.Repository)
 	case u.Status == http.StatusTooManyRequests:
 		e.Status, e.Code, e.Message = http.StatusTooManyRequests, errcode.TooManyRequests, note.Upstream+" limits how often larder may ask"
+	case u.Status == http.StatusLoopDetected:
+		e.Status, e.Message = http.StatusLoopDetected, note.Upstream+" leads back to larder; see LARDER_UPSTREAMS"
 	case u.Timeout():
 		e.Status, e.Message = http.StatusGatewayTimeout, note.Upstream+" does not answer in time"
 	case u.Status != 0:

@@ -58,6 +58,7 @@ type Config struct {
 type Client struct {
 	cfg     Config
 	log     *zap.Logger
+	hop     string          // larder's name in Via headers
 	ctx     context.Context // of all handshakes; ends with Close
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the handshakes
@@ -108,7 +109,7 @@ func New(cfg Config) (*Client, error) {
 		log = zap.NewNop()
 	}
 	c := &Client{
-		cfg: cfg, log: log, sessions: make(map[string]*session),
+		cfg: cfg, log: log, hop: newHop(), sessions: make(map[string]*session),
 		places: make(map[string][]*place), bodies: make(map[string]*semaphore.Weighted),
 	}
 	for _, r := range cfg.Registries {

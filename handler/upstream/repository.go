@@ -35,6 +35,7 @@ type Repository struct {
 	client   *Client
 	registry Registry
 	name     string
+	hops     []string // see Via
 }
 
 // Host is the registry's name.
@@ -327,6 +328,7 @@ func (r *Repository) askAt(parent context.Context, p *place, op string, timeout 
 	defer timer.Stop()
 	for attempt := 1; ; attempt++ {
 		ctx, ex := withExchange(placeCtx)
+		ex.hops = r.hops
 		s, err := r.client.session(ctx, r, p)
 		if err == nil {
 			err = q(ctx, s, ex)

@@ -68,6 +68,7 @@ func newTransport() *http.Transport {
 // result. It travels in the context.
 type exchange struct {
 	began time.Time
+	hops  []string // who has passed the question on
 
 	mu     sync.Mutex // guards what follows
 	method string
@@ -129,16 +130,18 @@ type wire struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t *wire) RoundTrip(in *http.Request) (*http.Response, error) {
-	res, silent, err := t.roundTrip(in)
-	if ex, ok := in.Context().Value(exchangeKey{}).(*exchange); ok {
-		ex.record(in.Method, res, silent, err)
+	ex, ok := in.Context().Value(exchangeKey{}).(*exchange)
+	if !ok {
+		_, ex = withExchange(in.Context())
 	}
+	res, silent, err := t.roundTrip(in, ex.hops)
+	ex.record(in.Method, res, silent, err)
 	return res, err
 }
 
 // roundTrip sends a request, if it may leave. silent is that it has and there was
 // no answer.
-func (t *wire) roundTrip(in *http.Request) (_ *http.Response, silent bool, _ error) {
+func (t *wire) roundTrip(in *http.Request, hops []string) (_ *http.Response, silent bool, _ error) {
 	if err := t.allow(in); err != nil {
 		return nil, false, err
 	}
@@ -155,6 +158,7 @@ func (t *wire) roundTrip(in *http.Request) (_ *http.Response, silent bool, _ err
 		req.Header.Set("Accept", acceptManifests)
 	}
 	req.Header.Del(bodyHeader)
+	req.Header.Set("Via", t.client.viaHeader(hops))
 	req.Header.Del("Referer") // it would name the registry to a redirect's target
 
 	res, err := t.client.cfg.Transport.RoundTrip(req)
