@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -75,7 +76,8 @@ type exchange struct {
 	status int
 	header http.Header
 	err    error
-	silent bool // err is that of a connection
+	silent bool   // err is that of a connection
+	shown  string // the last question's Authorization
 }
 
 type exchangeKey struct{}
@@ -92,6 +94,19 @@ func (ex *exchange) record(method string, res *http.Response, silent bool, err e
 	if ex.err = err; err == nil {
 		ex.method, ex.status, ex.header = method, res.StatusCode, res.Header
 	}
+}
+
+// show notes the credentials of a question that is about to be sent.
+func (ex *exchange) show(authorization string) {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	ex.shown = authorization
+}
+
+func (ex *exchange) hasShown() string {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return ex.shown
 }
 
 // answerStatus is 0 if the last answer was to another method, as a token's is
@@ -126,6 +141,7 @@ type wire struct {
 	client     *Client
 	place      *place
 	repository string
+	tokens     tokens
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -134,7 +150,15 @@ func (t *wire) RoundTrip(in *http.Request) (*http.Response, error) {
 	if !ok {
 		_, ex = withExchange(in.Context())
 	}
-	res, silent, err := t.roundTrip(in, ex.hops)
+	var res *http.Response
+	var silent bool
+	var err error
+	if asked(in, t.repository) {
+		ex.show(in.Header.Get("Authorization"))
+		res, silent, err = t.roundTrip(in, ex.hops)
+	} else {
+		res, silent, err = t.token(in, ex.hasShown(), ex.hops)
+	}
 	ex.record(in.Method, res, silent, err)
 	return res, err
 }
@@ -170,6 +194,10 @@ func (t *wire) roundTrip(in *http.Request, hops []string) (_ *http.Response, sil
 	if redirects == 0 && asked(in, t.repository) {
 		t.place.answered(res)
 	}
+	if encoding := res.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" && req.Method != http.MethodHead && res.StatusCode < http.StatusMultipleChoices {
+		res.Body.Close()
+		return nil, false, errEncoding
+	}
 	if res.StatusCode >= http.StatusBadRequest { // the status counts, however much is said about it
 		res.Body = &readCloser{io.LimitReader(res.Body, maxToken), res.Body}
 	} else if limit >= 0 && req.Method != http.MethodHead {
@@ -193,24 +221,43 @@ func (t *wire) allow(req *http.Request) error {
 	if req.URL.Host == origin.Host && req.URL.Scheme != origin.Scheme && req.Response == nil {
 		return errScheme
 	}
-	if _, redirects := first(req); redirects > maxRedirects {
+	question, redirects := first(req)
+	if redirects > maxRedirects {
 		return errRedirect
 	}
+	if question.URL.Path == "/v2/" && origin.Scheme == "https" && req.URL.Scheme == "http" {
+		return errScheme // whoever answers there could name any realm
+	}
 	authorization := req.Header.Get("Authorization")
-	password := authorization != "" && !strings.HasPrefix(authorization, "Bearer ")
-	if (password || req.Method == http.MethodPost) && !sameSite(req.URL, origin) {
+	secret := req.Method == http.MethodPost || authorization != "" && !strings.HasPrefix(authorization, "Bearer ")
+	if secret && redirects > 0 && !asked(req, t.repository) {
+		return fmt.Errorf("%w: the token server of %s sends a password elsewhere", errRedirect, t.place.host)
+	}
+	if secret && !sameSite(req.URL, origin) && !t.client.trusts(req.URL, origin) {
 		return fmt.Errorf("%w: %s asks for a token at %s", errForeign, t.place.host, req.URL.Hostname())
 	}
 	return nil
 }
 
-// sameSite reports whether u is at the origin itself, or on https at a host of
-// the same registrable domain, as auth.docker.io is for registry-1.docker.io.
+// trusts reports whether u is at a listed registry, and named over a connection
+// that nobody else can have spoken on.
+func (c *Client) trusts(u, origin *url.URL) bool {
+	if u.Scheme != "https" || origin.Scheme != "https" {
+		return false
+	}
+	return slices.ContainsFunc(c.cfg.Registries, func(r Registry) bool {
+		return slices.ContainsFunc(r.URLs, func(listed *url.URL) bool { return listed.Scheme == u.Scheme && listed.Host == u.Host })
+	})
+}
+
+// sameSite reports whether u is at the origin itself or, if both are on https, at
+// a host of the same registrable domain, as auth.docker.io is for
+// registry-1.docker.io.
 func sameSite(u, origin *url.URL) bool {
 	if u.Scheme == origin.Scheme && u.Host == origin.Host {
 		return true
 	}
-	if u.Scheme != "https" || net.ParseIP(u.Hostname()) != nil {
+	if u.Scheme != "https" || origin.Scheme != "https" || net.ParseIP(u.Hostname()) != nil {
 		return false
 	}
 	site, err := publicsuffix.EffectiveTLDPlusOne(u.Hostname())
