@@ -78,24 +78,27 @@ func (b *breaker) begin() (probe bool, _ *refusal) {
 	return true, nil
 }
 
-// succeed closes the breaker and reports whether nothing is left to remember.
-func (b *breaker) succeed() (forget bool) {
+// succeed closes the breaker. It reports whether it was open, and whether nothing
+// is left to remember.
+func (b *breaker) succeed() (closed, forget bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	closed = b.rest > 0
 	b.failures, b.rest, b.probing, b.answered = 0, 0, false, time.Now()
-	return !b.answered.Before(b.held)
+	return closed, !b.answered.Before(b.held)
 }
 
 // fail notes that a question had no answer. It is not believed if there was an
-// answer to another one since it was put.
-func (b *breaker) fail(e *Error) (believed bool) {
+// answer to another one since it was put. opened is that nobody is let through
+// from now on.
+func (b *breaker) fail(e *Error) (believed, opened bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.answered.Before(e.began) {
-		return false
+		return false, false
 	}
 	if e.began.Before(b.failed) {
-		return true
+		return true, false
 	}
 	b.failures++
 	b.failed, b.cause, b.probing = time.Now(), e.cause(), false
@@ -105,11 +108,11 @@ func (b *breaker) fail(e *Error) (believed bool) {
 	case b.rest > 0:
 		b.rest = firstRest
 	case slow, b.failures >= tripFailures:
-		b.rest = firstRest
+		b.rest, opened = firstRest, true
 		b.trips++
 	}
 	b.until = b.failed.Add(b.rest)
-	return true
+	return true, opened
 }
 
 // stumble notes that an answer broke off: a reason to ask elsewhere first.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,24 @@ func wantRefusedAtOnce(t *testing.T, r *upstream.Repository, timeout bool, left 
 	if took := time.Since(began); took != 0 || e.Timeout() != timeout || e.Header.Get("Retry-After") != want {
 		t.Errorf("took %v, timeout %v, header %v, want none, %v, %v (%v)", took, e.Timeout(), e.Header, timeout, left, err)
 	}
+}
+
+func TestNobodyThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg, r := startPipe(t, upstream.Config{})
+		reg.Stop()
+		for question, ask := range questions {
+			err := ask(t.Context(), r)
+			e := wantError(t, err, 0)
+			wantUnreachable(t, err, true)
+			if e.Timeout() || !strings.Contains(e.Error(), "refused") {
+				t.Errorf("%s: got %v, want that the connection was refused", question, err)
+			}
+		}
+		reg.Start()
+		time.Sleep(5 * time.Second)
+		askAll(t, r)
+	})
 }
 
 // A client that never gives up finds out after how long it is let through.

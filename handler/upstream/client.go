@@ -113,7 +113,7 @@ func New(cfg Config) (*Client, error) {
 		places: make(map[string][]*place), bodies: make(map[string]*semaphore.Weighted),
 	}
 	for _, r := range cfg.Registries {
-		c.places[r.Host] = newPlaces(r)
+		c.places[r.Host] = newPlaces(r, log)
 		c.bodies[r.Host] = semaphore.NewWeighted(int64(cmp.Or(cfg.Connections, defaultConnections)))
 	}
 	c.count.answers = make(map[string]map[int]int64)

@@ -172,24 +172,6 @@ func TestNoRegistryThere(t *testing.T) {
 	}
 }
 
-func TestNobodyThere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		reg, r := startPipe(t, upstream.Config{})
-		reg.Stop()
-		for question, ask := range questions {
-			err := ask(t.Context(), r)
-			e := wantError(t, err, 0)
-			wantUnreachable(t, err, true)
-			if e.Timeout() || !strings.Contains(e.Error(), "refused") {
-				t.Errorf("%s: got %v, want that the connection was refused", question, err)
-			}
-		}
-		reg.Start()
-		time.Sleep(5 * time.Second)
-		askAll(t, r)
-	})
-}
-
 // helloConn notices when the client starts to speak TLS.
 type helloConn struct {
 	net.Conn

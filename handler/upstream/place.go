@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"go.uber.org/zap"
 )
 
 // place is one URL of a registry, and how it fares.
@@ -19,16 +20,18 @@ type place struct {
 	whole       atomic.Bool // it refuses a range from a blob's start
 	quota       quota
 	breaker     breaker
+	log         *zap.Logger
 
 	mu           sync.Mutex          // guards what follows
 	repositories map[string]*breaker // those that something is wrong with, by name
 }
 
 // newPlaces are those of a registry, in the order of its list.
-func newPlaces(r Registry) []*place {
+func newPlaces(r Registry, log *zap.Logger) []*place {
 	var places []*place
 	for _, u := range r.URLs {
 		p := &place{host: r.Host, url: u, credentials: r.Host, repositories: make(map[string]*breaker)}
+		p.log = log.With(zap.String("upstream", p.host), zap.String("at", u.Host))
 		// What a registry may be told, a mirror of it may not.
 		if len(r.URLs) > 1 && canonicalHost(u.Host) != r.Host {
 			p.credentials = u.Host
@@ -124,7 +127,11 @@ func (p *place) forgetTroubles() {
 func (p *place) wellAgain(repository string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if b := p.repositories[repository]; b != nil && b.succeed() {
+	b := p.repositories[repository]
+	if b == nil {
+		return
+	}
+	if _, forget := b.succeed(); forget {
 		delete(p.repositories, repository)
 	}
 }
@@ -160,7 +167,9 @@ func (p *place) begin(repository string) (end func(e *Error), refused *refusal) 
 // somebody is there, and perhaps how much may still be asked.
 func (p *place) answered(res *http.Response) {
 	if res.StatusCode < http.StatusInternalServerError {
-		p.breaker.succeed()
+		if closed, _ := p.breaker.succeed(); closed {
+			p.log.Info("upstream answers again")
+		}
 	}
 	p.quota.note(res.Header)
 }
@@ -177,14 +186,25 @@ func (p *place) judge(repository string, e *Error) {
 	case e.unjudged:
 	case e.hold > 0:
 		p.troubled(repository).hold(e.hold)
+		p.log.Warn("upstream limits how often it may be asked", zap.String("repository", repository), zap.Duration("for", e.hold))
 	case !e.failed():
 		p.wellAgain(repository)
 	case e.Status == 0 || e.Op == opHandshake:
-		if !p.breaker.fail(e) {
-			p.troubled(repository).fail(e)
+		believed, opened := p.breaker.fail(e)
+		if opened {
+			p.log.Warn("upstream is left alone", zap.Duration("for", firstRest), zap.Error(e))
+		}
+		if !believed {
+			p.failOne(repository, e)
 		}
 	default:
-		p.troubled(repository).fail(e)
+		p.failOne(repository, e)
+	}
+}
+
+func (p *place) failOne(repository string, e *Error) {
+	if _, opened := p.troubled(repository).fail(e); opened {
+		p.log.Warn("upstream is left alone about a repository", zap.String("repository", repository), zap.Duration("for", firstRest), zap.Error(e))
 	}
 }
 
