@@ -288,3 +288,30 @@ func TestRangesArePlaces(t *testing.T) {
 		}
 	})
 }
+
+// Two registries at one URL share neither credentials nor tokens.
+func TestRegistriesAtOneURLAreTwo(t *testing.T) {
+	reg := upstreamtest.New(t)
+	fill(reg)
+	reg.RequireBasic("one.example", password)
+	list, err := upstream.ParseList("one.example=" + reg.URL + ",two.example=" + reg.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := upstream.New(upstream.Config{Registries: list, Keychain: &keys{asked: make(map[string]bool)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	for ns, want := range map[string]bool{"one.example": true, "two.example": false} {
+		for range 2 {
+			r, err := c.Repository(ns, repoName)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.HeadManifest(t.Context(), "v1"); (err == nil) != want {
+				t.Errorf("%s: got %v, want an answer: %v", ns, err, want)
+			}
+		}
+	}
+}

@@ -41,8 +41,11 @@ func newPlaces(r Registry, log *zap.Logger) []*place {
 	return places
 }
 
-// key names the place, and a repository there.
-func (p *place) key(repository string) string { return p.url.String() + "/" + repository }
+// key names a repository at the place. Two registries may be at one URL, with
+// credentials of their own.
+func (p *place) key(repository string) string {
+	return p.host + " " + p.url.String() + "/" + repository
+}
 
 func (p *place) registry() (name.Registry, error) {
 	if p.url.Scheme == "http" {
