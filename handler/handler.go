@@ -49,6 +49,9 @@ func New(cfg Config) *Handler {
 // slashes in them, so paths are read from the right.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if answer := h.upstreams.Answer(r.Header["Via"]); answer != nil {
+		w.Header()["Via"] = answer
+	}
 	note := middleware.NoteOf(r.Context())
 	rt, err := parseRoute(r.URL)
 	if err == nil {
@@ -84,6 +87,9 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *
 	note.Upstream, note.Repository, note.Reference = repo.Host(), repo.String(), rt.reference
 	if ns != "" {
 		w.Header().Set("OCI-Namespace", ns)
+	}
+	if repo.Circular() {
+		return looped()
 	}
 	switch rt.kind {
 	case kindManifest:

@@ -39,10 +39,8 @@ func (c *Client) Loops(via []string) bool {
 
 // Via is the repository for who comes with these Via headers: what is asked for
 // them goes upstream with the names of the larders that have passed it on. A
-// question that many share has those of who came first. That ends every loop
-// that begins with one client; larders in a circle who are asked the same by
-// clients of their own at the same moment wait for each other until one has no
-// answer in time.
+// question that many share has those of who came first, which is enough: see
+// Repository.Circular for two who came first at once.
 func (r *Repository) Via(via []string) *Repository {
 	if len(via) == 0 {
 		return r
@@ -50,6 +48,22 @@ func (r *Repository) Via(via []string) *Repository {
 	passed := *r
 	passed.hops = hops(via)
 	return &passed
+}
+
+// Circular reports whether a larder that asks about the repository is itself being
+// asked about it. If either joined the other's question, they would wait for each
+// other.
+func (r *Repository) Circular() bool {
+	return len(r.hops) > 0 && slices.ContainsFunc(r.places(), func(p *place) bool { return p.waitsFor(r.hops, r.name) })
+}
+
+// Answer is the Via header for the answer to a request with these Via headers: a
+// larder that asks is told the name of the one that it asks, others nothing.
+func (c *Client) Answer(via []string) []string {
+	if len(hops(via)) == 0 {
+		return nil
+	}
+	return []string{c.viaHeader(nil)}
 }
 
 // viaHeader is what a request upstream is marked with.

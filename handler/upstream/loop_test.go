@@ -89,3 +89,44 @@ func TestLoops(t *testing.T) {
 		}
 	}
 }
+
+func TestCircular(t *testing.T) {
+	const another = "larder-ZYXWVUTSRQPONMLKJIHGFEDCBA"
+	reg, r := start(t, upstream.Config{})
+	reg.Fault(upstreamtest.Match{}, upstreamtest.SetHeader("Via", "1.1 "+another+", 1.1 "+hop))
+	peer, stranger := r.Via([]string{"1.1 " + hop}), r.Via([]string{"1.1 " + another})
+	ask(t, r, "get manifest")
+	if peer.Circular() {
+		t.Error("circular though nothing is asked")
+	}
+	answer := make(chan struct{})
+	reg.Fault(upstreamtest.Match{Path: "/tags/"}, upstreamtest.Gate(answer))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ask(t, r, "list tags")
+	}()
+	if err := reg.Await(t.Context(), "", "/tags/", 1); err != nil {
+		t.Fatal(err)
+	}
+	if !peer.Circular() || stranger.Circular() || r.Circular() {
+		t.Errorf("got %v, %v, %v; want it circular for who is asked only", peer.Circular(), stranger.Circular(), r.Circular())
+	}
+	close(answer)
+	<-done
+	if peer.Circular() {
+		t.Error("circular though there is an answer")
+	}
+}
+
+func TestAnswerNamesLarderToLarders(t *testing.T) {
+	reg, r := start(t, upstream.Config{})
+	c := newClient(t, reg.URL, upstream.Config{})
+	ask(t, r, "get blob")
+	if got := c.Answer([]string{"1.1 squid"}); got != nil {
+		t.Errorf("got %q for who is no larder", got)
+	}
+	if got := c.Answer([]string{"1.1 " + hop}); len(got) != 1 || !c.Loops(got) {
+		t.Errorf("got %q, want the own name", got)
+	}
+}

@@ -24,13 +24,15 @@ type place struct {
 
 	mu           sync.Mutex          // guards what follows
 	repositories map[string]*breaker // those that something is wrong with, by name
+	asking       map[string]int      // questions without an answer yet, by repository
+	peer         string              // what it is called, if it is a larder
 }
 
 // newPlaces are those of a registry, in the order of its list.
 func newPlaces(r Registry, log *zap.Logger) []*place {
 	var places []*place
 	for _, u := range r.URLs {
-		p := &place{host: r.Host, url: u, credentials: r.Host, repositories: make(map[string]*breaker)}
+		p := &place{host: r.Host, url: u, credentials: r.Host, repositories: make(map[string]*breaker), asking: make(map[string]int)}
 		p.log = log.With(zap.String("upstream", p.host), zap.String("at", u.Host))
 		// What a registry may be told, a mirror of it may not.
 		if len(r.URLs) > 1 && canonicalHost(u.Host) != r.Host {
@@ -116,14 +118,14 @@ func (p *place) troubled(repository string) *breaker {
 // forgetTroubles makes room: what is over goes, and if there is nothing of that
 // kind, anything. Needs mu.
 func (p *place) forgetTroubles() {
-	any := ""
+	one := ""
 	for repository, b := range p.repositories {
-		if any = repository; b.over() {
+		if one = repository; b.over() {
 			delete(p.repositories, repository)
 		}
 	}
 	if len(p.repositories) >= maxSessions {
-		delete(p.repositories, any)
+		delete(p.repositories, one)
 	}
 }
 
@@ -154,7 +156,9 @@ func (p *place) begin(repository string) (end func(e *Error), refused *refusal) 
 		}
 		return nil, refused
 	}
+	p.count(repository, 1)
 	return func(e *Error) {
+		p.count(repository, -1)
 		p.judge(repository, e)
 		// A verdict has ended the probes; a caller who left has not.
 		if own {
@@ -175,6 +179,27 @@ func (p *place) answered(res *http.Response) {
 		}
 	}
 	p.quota.note(res.Header)
+	if names := hops(res.Header["Via"]); len(names) > 0 {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.peer = names[len(names)-1]
+	}
+}
+
+func (p *place) count(repository string, questions int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.asking[repository] += questions; p.asking[repository] == 0 {
+		delete(p.asking, repository)
+	}
+}
+
+// waitsFor reports whether one of these larders is asked about the repository
+// here just now.
+func (p *place) waitsFor(names []string, repository string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asking[repository] > 0 && slices.Contains(names, p.peer)
 }
 
 // judge decides whom a question's end speaks against. No answer at all, or none
