@@ -97,7 +97,8 @@ func (b *breaker) fail(e *Error) (believed, opened bool) {
 	if !b.answered.Before(e.began) {
 		return false, false
 	}
-	if e.began.Before(b.failed) {
+	// A probe may have waited for a handshake that was begun before.
+	if e.began.Before(b.failed) && !b.probing {
 		return true, false
 	}
 	b.failures++

@@ -30,7 +30,7 @@ const (
 )
 
 // Keychain says which credentials a registry is shown. It is asked by listed
-// host.
+// host or, for a mirror of one, by the mirror's.
 type Keychain interface {
 	Resolve(ctx context.Context, host string) (authn.Authenticator, error)
 }

@@ -32,8 +32,10 @@ type place struct {
 func newPlaces(r Registry, log *zap.Logger) []*place {
 	var places []*place
 	for _, u := range r.URLs {
-		p := &place{host: r.Host, url: u, credentials: r.Host, repositories: make(map[string]*breaker), asking: make(map[string]int)}
-		p.log = log.With(zap.String("upstream", p.host), zap.String("at", u.Host))
+		p := &place{
+			host: r.Host, url: u, credentials: r.Host, log: log.With(zap.String("upstream", r.Host), zap.String("at", u.Host)),
+			repositories: make(map[string]*breaker), asking: make(map[string]int),
+		}
 		// What a registry may be told, a mirror of it may not.
 		if len(r.URLs) > 1 && canonicalHost(u.Host) != r.Host {
 			p.credentials = u.Host
