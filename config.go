@@ -45,6 +45,7 @@ type config struct {
 
 	FetchConnections    connections `env:"LARDER_FETCH_CONNECTIONS" envDefault:"4"`
 	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
+	RateLimitFloor      pulls       `env:"LARDER_RATELIMIT_FLOOR" envDefault:"5"`
 
 	TLSCert  string `env:"LARDER_TLS_CERT"`
 	TLSKey   string `env:"LARDER_TLS_KEY"`
@@ -70,6 +71,16 @@ func (c *connections) UnmarshalText(text []byte) error {
 	}
 	*c = connections(n)
 	return nil
+}
+
+// pulls is how many of a rate limit.
+type pulls int
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *pulls) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 31)
+	*p = pulls(n)
+	return err
 }
 
 // defaultAdminAddr is not a default of the struct's: the variable may be empty.
@@ -152,6 +163,8 @@ func form(t reflect.Type) string {
 		return "a size like 50GiB or 80%"
 	case reflect.TypeFor[quotas]():
 		return "a list like ghcr.io=20GiB,docker.io/library=5GiB"
+	case reflect.TypeFor[pulls]():
+		return "a number of pulls, 0 or more"
 	default:
 		return "a " + t.String()
 	}

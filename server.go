@@ -99,6 +99,7 @@ func (p *program) open() (err error) {
 		},
 		UserAgent:   "larder/" + version(),
 		Connections: int(cfg.UpstreamConnections),
+		Floor:       int(cfg.RateLimitFloor),
 		Logger:      p.log.Named("upstream"),
 	})
 	if err != nil {
@@ -150,6 +151,7 @@ func (p *program) openCaches() error {
 			return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest)
 		},
 		GoneIf: upstream.Refused,
+		Spare:  p.upstreams.Spare,
 		Logger: p.log.Named("manifests"),
 	})
 	return err

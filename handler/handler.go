@@ -50,11 +50,18 @@ func New(cfg Config) *Handler {
 // slashes in them, so paths are read from the right.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if answer := h.upstreams.Answer(r.Header["Via"]); answer != nil {
+		w.Header()["Via"] = answer
+	}
 	note := middleware.NoteOf(r.Context())
 	rt, err := parseRoute(r.URL)
 	if err == nil {
 		note.Kind = rt.kind
-		err = h.serve(w, r, rt, note)
+		if h.upstreams.Loops(r.Header["Via"]) {
+			err = looped()
+		} else {
+			err = h.serve(w, r, rt, note)
+		}
 	}
 	if err != nil {
 		h.fail(w, r, note, err)
@@ -77,9 +84,13 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *
 	case err != nil:
 		return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.NameInvalid, Message: "invalid repository name", Err: err}
 	}
+	repo = repo.Via(r.Header["Via"])
 	note.Upstream, note.Repository, note.Reference = repo.Host(), repo.String(), rt.reference
 	if ns != "" {
 		w.Header().Set("OCI-Namespace", ns)
+	}
+	if repo.Circular() {
+		return looped()
 	}
 	switch rt.kind {
 	case kindManifest:
@@ -225,6 +236,13 @@ func notListed(ns, name string, err error) error {
 	return &errcode.Error{
 		Status: http.StatusNotFound, Code: errcode.NameUnknown, Err: err,
 		Message: fmt.Sprintf("larder does not mirror %.255q", host),
+	}
+}
+
+func looped() error {
+	return &errcode.Error{
+		Status: http.StatusLoopDetected, Code: errcode.Unavailable,
+		Message: "larder is asked by itself: one of its upstreams leads back to it; see LARDER_UPSTREAMS",
 	}
 }
 

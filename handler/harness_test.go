@@ -45,6 +45,7 @@ type setup struct {
 	pipe    bool                                 // no sockets, docker.io only: for bubbles
 	tls     bool                                 // HTTP/2
 	verify  func(username, password string) bool // clients need a password
+	floor   int                                  // of the upstream's rate limit
 	outside func(http.Handler) http.Handler      // around all of it
 	logger  *zap.Logger                          // nil: one that remembers, see larder.logs
 }
@@ -70,7 +71,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 	core, logs := observer.New(zap.DebugLevel)
 	l.logs = logs
 	log := cmp.Or(s.logger, zap.New(core))
-	cfg := upstream.Config{Logger: log}
+	cfg := upstream.Config{Floor: s.floor, Logger: log}
 	var list string
 	if s.pipe {
 		l.hub = upstreamtest.NewPipe(tb)
@@ -91,7 +92,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 		tb.Fatal(err)
 	}
 	l.manifests, err = manifestcache.Open(l.root(tb, "manifests"), manifestcache.Config{
-		TTL: s.ttl, TagTTL: s.tagTTL, GoneIf: upstream.Refused, Logger: log,
+		TTL: s.ttl, TagTTL: s.tagTTL, GoneIf: upstream.Refused, Spare: l.upstreams.Spare, Logger: log,
 		StaleIf: func(err error) bool { return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest) },
 	})
 	if err != nil {

@@ -86,6 +86,10 @@ type Config struct {
 	// GoneIf tells errors that are an explicit no, which ends the use of what
 	// was known before. nil: none are.
 	GoneIf func(error) bool
+	// Spare says why an upstream, named by a repository of its, should not be
+	// asked now what a tag points at if that is known; its error need not be one
+	// that StaleIf tells. nil, or a nil error: ask.
+	Spare  func(repository string) error
 	Logger *zap.Logger // nil: none
 }
 
@@ -131,6 +135,9 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	}
 	if cfg.GoneIf == nil {
 		cfg.GoneIf = func(error) bool { return false }
+	}
+	if cfg.Spare == nil {
+		cfg.Spare = func(string) error { return nil }
 	}
 	log := cfg.Logger
 	if log == nil {
@@ -254,6 +261,11 @@ func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
 // revalidate asks upstream what a tag points at now. A HEAD is enough if that
 // is on disk, be it the same as before or not.
 func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
+	if err := c.cfg.Spare(repository); err != nil {
+		if m := c.stale(repository, tag, err); m != nil {
+			return m, nil
+		}
+	}
 	desc, err := up.HeadManifest(ctx, tag)
 	if err != nil {
 		return c.withoutAnswer(repository, tag, err)
@@ -287,20 +299,29 @@ func (c *Cache) withoutAnswer(repository, tag string, err error) (*Manifest, err
 	if !c.cfg.StaleIf(err) {
 		return nil, err
 	}
+	if m := c.stale(repository, tag, err); m != nil {
+		return m, nil
+	}
+	return nil, err
+}
+
+// stale is what a tag pointed at when upstream last said it, which it can't say
+// now because of err. It is nil if that is not known, or not there.
+func (c *Cache) stale(repository, tag string, err error) *Manifest {
 	link := c.readTag(repository, tag)
 	if link == nil {
-		return nil, err
+		return nil
 	}
 	if _, ok := c.validated(repository, link.Descriptor.Digest); !ok {
-		return nil, err // upstream has said no to the manifest itself
+		return nil // upstream has said no to the manifest itself
 	}
 	m := c.load(link.Descriptor.Digest)
 	if m == nil {
-		return nil, err
+		return nil
 	}
 	c.log.Warn("upstream can't say what a tag points at; answering with what it was",
 		zap.String("repository", repository), zap.String("tag", tag), zap.Time("validated", link.validated), zap.Error(err))
-	return dated(m, Stale, link.validated), nil
+	return dated(m, Stale, link.validated)
 }
 
 // prove gets the manifest d for a repository that is not known to have it, or
