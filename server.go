@@ -163,7 +163,8 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 		opts.Verify = users.Verify
 	}
 	h := handler.New(handler.Config{
-		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http"),
+		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests,
+		Allow: p.cfg.allow, Deny: p.cfg.deny, Logger: p.log.Named("http"),
 	})
 	return middleware.Builtin().Chain(h, opts, chain...)
 }

@@ -19,12 +19,17 @@ import (
 	"larder/manifestcache"
 )
 
-// Config is what a handler answers from. All fields but Logger are needed.
+// Config is what a handler answers from. The first three fields are needed.
 type Config struct {
 	Upstreams *upstream.Client
 	Blobs     *blobcache.Cache
 	Manifests *manifestcache.Cache
-	Logger    *zap.Logger // nil: none
+
+	// Allow is which repositories are served (nil: all), Deny which of them are
+	// not.
+	Allow, Deny Globs
+
+	Logger *zap.Logger // nil: none
 }
 
 // Handler is the registry.
@@ -32,6 +37,8 @@ type Handler struct {
 	upstreams *upstream.Client
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
+	allow     Globs
+	deny      Globs
 	log       *zap.Logger
 }
 
@@ -42,7 +49,9 @@ func New(cfg Config) *Handler {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	return &Handler{upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, log: log}
+	return &Handler{
+		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, allow: cfg.Allow, deny: cfg.Deny, log: log,
+	}
 }
 
 // ServeHTTP routes a request. net/http's own mux can't: repository names have
@@ -80,6 +89,12 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *
 	if ns != "" {
 		w.Header().Set("OCI-Namespace", ns)
 	}
+	if !h.allowed(note.Repository) {
+		note.Outcome = outcomeDenied
+		return &errcode.Error{
+			Status: http.StatusForbidden, Code: errcode.Denied, Message: fmt.Sprintf("larder is configured not to serve %s", repo),
+		}
+	}
 	switch rt.kind {
 	case kindManifest:
 		return h.serveManifest(w, r, repo, rt)
@@ -90,6 +105,14 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *
 	default:
 		return h.serveReferrers(w, r, repo, rt.digest)
 	}
+}
+
+// outcomeDenied is for repositories that the operator does not want served.
+const outcomeDenied = "denied"
+
+// allowed is asked before any cache or upstream is.
+func (h *Handler) allowed(repository string) bool {
+	return (h.allow == nil || h.allow.match(repository)) && !h.deny.match(repository)
 }
 
 // The kinds of requests.

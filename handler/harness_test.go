@@ -47,6 +47,8 @@ type setup struct {
 	verify  func(username, password string) bool // clients need a password
 	outside func(http.Handler) http.Handler      // around all of it
 	logger  *zap.Logger                          // nil: one that remembers, see larder.logs
+
+	allow, deny string // as in the environment
 }
 
 // larder is the registry, wired as main does it, in front of two upstreams.
@@ -97,7 +99,10 @@ func newLarder(tb testing.TB, s setup) *larder {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	h := handler.New(handler.Config{Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests, Logger: log})
+	h := handler.New(handler.Config{
+		Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests,
+		Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries), Logger: log,
+	})
 	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}, Verify: s.verify}
 	if l.handler, err = middleware.Builtin().Chain(h, opts, chain...); err != nil {
 		tb.Fatal(err)
@@ -118,6 +123,21 @@ func newLarder(tb testing.TB, s setup) *larder {
 	tb.Cleanup(func() { l.close(tb) })
 	return l
 }
+
+// globs are none of an empty list.
+func globs(tb testing.TB, list string, registries []upstream.Registry) handler.Globs {
+	tb.Helper()
+	if list == "" {
+		return nil
+	}
+	g, err := handler.ParseGlobs(list, registries)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return g
+}
+
+func outcomeField(outcome string) zap.Field { return zap.String("outcome", outcome) }
 
 func (l *larder) root(tb testing.TB, name string) *os.Root {
 	tb.Helper()

@@ -120,7 +120,7 @@ type Note struct {
 	Upstream   string // a listed host
 	Repository string // with its host
 	Reference  string // tag or digest
-	Outcome    string // hit, join, miss, revalidated, stale
+	Outcome    string // hit, join, miss, revalidated, stale; denied
 	Err        error  // what was behind an error answer
 }
 
