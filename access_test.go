@@ -4,9 +4,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/crypto/bcrypt"
 )
 
 // silentUpstream is the address of an upstream that nobody may connect to.
@@ -86,4 +89,14 @@ func ask(t *testing.T, client *http.Client, method, url, user, pass string) (*ht
 		t.Fatalf("%s %s: %v", method, url, err)
 	}
 	return resp, string(body)
+}
+
+// passwordFile has one user.
+func passwordFile(t *testing.T, user, pass string) string {
+	t.Helper()
+	hash, err := bcrypt.GenerateFromPassword([]byte(pass), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return writeFile(t, filepath.Join(t.TempDir(), "htpasswd"), user+":"+string(hash)+"\n")
 }

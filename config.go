@@ -45,6 +45,7 @@ type config struct {
 
 	TLSCert  string `env:"LARDER_TLS_CERT"`
 	TLSKey   string `env:"LARDER_TLS_KEY"`
+	ClientCA string `env:"LARDER_CLIENT_CA"`
 	Htpasswd string `env:"LARDER_HTPASSWD"`
 
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
@@ -198,6 +199,9 @@ func (c *config) check() (problems []error) {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("LARDER_TLS_CERT, LARDER_TLS_KEY: one is set without the other")
+	}
+	if c.ClientCA != "" && c.TLSCert == "" {
+		bad("LARDER_CLIENT_CA: set without LARDER_TLS_CERT: clients have certificates in TLS only")
 	}
 	if c.Password != "" && c.PasswordFile != "" {
 		bad("LARDER_PASSWORD, LARDER_PASSWORD_FILE: both are set")

@@ -124,6 +124,7 @@ var bad = map[string]struct {
 	"format":                {[]string{"LARDER_LOG_FORMAT=hush"}, []string{"LARDER_LOG_FORMAT"}},
 	"cert without key":      {[]string{"LARDER_TLS_CERT=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
 	"key without cert":      {[]string{"LARDER_TLS_KEY=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
+	"client CA without TLS": {[]string{"LARDER_CLIENT_CA=hush"}, []string{"LARDER_CLIENT_CA", "LARDER_TLS_CERT"}},
 	"two passwords":         {[]string{"LARDER_USERNAME=u", "LARDER_PASSWORD=hush", "LARDER_PASSWORD_FILE=/f"}, []string{"LARDER_PASSWORD", "LARDER_PASSWORD_FILE"}},
 	"password alone":        {[]string{"LARDER_PASSWORD=hush"}, []string{"LARDER_USERNAME"}},
 	"password file alone":   {[]string{"LARDER_PASSWORD_FILE=/hush"}, []string{"LARDER_USERNAME"}},

@@ -112,11 +112,11 @@ func (p *program) open() (err error) {
 	if err != nil {
 		return err
 	}
-	certificate, err := p.certificate()
+	secure, err := p.tlsConfig()
 	if err != nil {
 		return err
 	}
-	if err := p.listen("LARDER_ADDR", cfg.Addr, registry, certificate); err != nil {
+	if err := p.listen("LARDER_ADDR", cfg.Addr, registry, secure); err != nil {
 		return err
 	}
 	if cfg.AdminAddr == "" {
@@ -169,15 +169,24 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	return middleware.Builtin().Chain(h, opts, chain...)
 }
 
-func (p *program) certificate() (*certificate, error) {
+// tlsConfig is nil if the registry's listener is a plain one.
+func (p *program) tlsConfig() (*tls.Config, error) {
 	if p.cfg.TLSCert == "" {
 		return nil, nil
 	}
-	c := &certificate{cert: p.cfg.TLSCert, key: p.cfg.TLSKey, log: p.log.Named("tls")}
-	if err := c.load(); err != nil {
+	log := p.log.Named("tls")
+	certificate := newCertificate(p.cfg.TLSCert, p.cfg.TLSKey, log)
+	if err := certificate.load(); err != nil {
 		return nil, &configError{[]error{fmt.Errorf("LARDER_TLS_CERT, LARDER_TLS_KEY: %w", err)}}
 	}
-	return c, nil
+	if p.cfg.ClientCA == "" {
+		return tlsConfig(certificate, nil), nil
+	}
+	clientCA := newClientCA(p.cfg.ClientCA, log)
+	if err := clientCA.load(); err != nil {
+		return nil, &configError{[]error{fmt.Errorf("LARDER_CLIENT_CA: %w", err)}}
+	}
+	return tlsConfig(certificate, clientCA), nil
 }
 
 // server is an http.Server and the listener it is for.
@@ -186,8 +195,8 @@ type server struct {
 	listener net.Listener
 }
 
-// listen opens a listener, for TLS if there is a certificate.
-func (p *program) listen(variable, addr string, h http.Handler, c *certificate) error {
+// listen opens a listener, for TLS unless that is nil.
+func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Config) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return fmt.Errorf("%s: %w", variable, err)
@@ -197,13 +206,11 @@ func (p *program) listen(variable, addr string, h http.Handler, c *certificate) 
 	s.ReadHeaderTimeout = 10 * time.Second
 	s.IdleTimeout = 2 * time.Minute
 	s.MaxHeaderBytes = 64 << 10
+	s.TLSConfig = secure
 	// Clients that try TLS on a plain port are no news.
 	s.ErrorLog, err = zap.NewStdLogAt(p.log.Named("net"), zapcore.DebugLevel)
 	if err != nil {
 		return errors.Join(err, l.Close())
-	}
-	if c != nil {
-		s.TLSConfig = &tls.Config{GetCertificate: c.get, MinVersion: tls.VersionTLS12}
 	}
 	p.servers = append(p.servers, s)
 	return nil
@@ -220,7 +227,8 @@ func (p *program) serve(ctx context.Context) error {
 	p.background.Go(func() { _ = p.manifests.Run(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
 	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
-		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("password", p.cfg.Htpasswd != ""),
+		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
+		zap.Bool("password", p.cfg.Htpasswd != ""),
 		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
 	<-ctx.Done()
 	err := context.Cause(ctx)

@@ -130,13 +130,18 @@ func newMetrics(opts Options) (Middleware, error) {
 }
 
 // newAuth asks clients for a name and a password, if Options.Verify is there to
-// check them. It covers /v2/ too, which is how clients find out. RFC 7617.
+// check them. It covers /v2/ too, which is how clients find out. RFC 7617. A
+// client with a certificate has the name in that until then.
 func newAuth(opts Options) (Middleware, error) {
 	return func(next http.Handler) http.Handler {
-		if opts.Verify == nil {
-			return next
-		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+				NoteOf(r.Context()).User = r.TLS.PeerCertificates[0].Subject.CommonName
+			}
+			if opts.Verify == nil {
+				next.ServeHTTP(w, r)
+				return
+			}
 			username, password, ok := r.BasicAuth()
 			if !ok || !opts.Verify(username, password) {
 				errcode.Write(w, r, &errcode.Error{
