@@ -156,7 +156,7 @@ func (p *program) openCaches() error {
 func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	opts := middleware.Options{Logger: p.log.Named("http"), Observe: metrics.Observe}
 	if p.cfg.Htpasswd != "" {
-		users, err := htpasswd.Open(p.cfg.Htpasswd)
+		users, err := htpasswd.Open(p.cfg.Htpasswd, p.log.Named("auth"))
 		if err != nil {
 			return nil, &configError{[]error{fmt.Errorf("LARDER_HTPASSWD: %w", err)}}
 		}

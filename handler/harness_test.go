@@ -44,7 +44,7 @@ type setup struct {
 	tagTTL  time.Duration                        // 0: tags are always asked about
 	pipe    bool                                 // no sockets, docker.io only: for bubbles
 	tls     bool                                 // HTTP/2
-	verify  func(username, password string) bool // clients need a password
+	locked  bool                                 // clients need a password, and nobody has one
 	outside func(http.Handler) http.Handler      // around all of it
 	logger  *zap.Logger                          // nil: one that remembers, see larder.logs
 
@@ -103,7 +103,10 @@ func newLarder(tb testing.TB, s setup) *larder {
 		Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests,
 		Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries), Logger: log,
 	})
-	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}, Verify: s.verify}
+	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}}
+	if s.locked {
+		opts.Verify = func(context.Context, string, string) (bool, error) { return false, nil }
+	}
 	if l.handler, err = middleware.Builtin().Chain(h, opts, chain...); err != nil {
 		tb.Fatal(err)
 	}

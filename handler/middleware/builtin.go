@@ -143,17 +143,36 @@ func newAuth(opts Options) (Middleware, error) {
 				return
 			}
 			username, password, ok := r.BasicAuth()
-			if !ok || !opts.Verify(username, password) {
+			var err error
+			if ok {
+				ok, err = opts.Verify(r.Context(), username, password)
+			}
+			switch {
+			case ok:
+				NoteOf(r.Context()).User = username
+				next.ServeHTTP(w, r)
+			case err != nil:
+				NoteOf(r.Context()).Err = err
+				errcode.Write(w, r, unverified(r))
+			default:
 				errcode.Write(w, r, &errcode.Error{
 					Status: http.StatusUnauthorized, Code: errcode.Unauthorized, Message: "larder needs a username and a password",
 					Header: http.Header{"Www-Authenticate": {`Basic realm="larder", charset="UTF-8"`}},
 				})
-				return
 			}
-			NoteOf(r.Context()).User = username
-			next.ServeHTTP(w, r)
 		})
 	}, nil
+}
+
+// unverified is for a client whose password can't be checked now.
+func unverified(r *http.Request) *errcode.Error {
+	if r.Context().Err() != nil {
+		panic(http.ErrAbortHandler) // it left
+	}
+	return &errcode.Error{
+		Status: http.StatusTooManyRequests, Code: errcode.TooManyRequests, Message: "larder is busy checking passwords",
+		Header: http.Header{"Retry-After": {"1"}},
+	}
 }
 
 // newReadonly refuses everything but GET and HEAD.
