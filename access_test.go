@@ -100,3 +100,71 @@ func passwordFile(t *testing.T, user, pass string) string {
 	}
 	return writeFile(t, filepath.Join(t.TempDir(), "htpasswd"), user+":"+string(hash)+"\n")
 }
+
+// adminPaths are all that the admin listener has.
+var adminPaths = []string{
+	"/healthz", "/readyz", "/metrics", "/debug/pprof/", "/debug/pprof/cmdline", "/debug/pprof/heap", "/debug/pprof/goroutine", "/debug/pprof/symbol",
+}
+
+func TestAdminNeedsItsPassword(t *testing.T) {
+	t.Parallel()
+	admin := freeAddr(t)
+	l := startLarder(t, nil, "LARDER_ADMIN_ADDR="+admin, "LARDER_ADMIN_HTPASSWD="+passwordFile(t, "root", "toor"))
+	for _, path := range adminPaths {
+		open := path == "/healthz" || path == "/readyz"
+		for _, method := range []string{"GET", "HEAD"} {
+			if resp, _ := ask(t, http.DefaultClient, method, "http://"+admin+path, "root", "toor"); resp.StatusCode != http.StatusOK {
+				t.Errorf("%s %s with the password: %s", method, path, resp.Status)
+			}
+			for _, pass := range []string{"", "wrong"} {
+				resp, _ := ask(t, http.DefaultClient, method, "http://"+admin+path, strings.Repeat("root", len(pass)/5), pass)
+				if (resp.StatusCode == http.StatusOK) != open || !open && (resp.StatusCode != http.StatusUnauthorized || resp.Header.Get("WWW-Authenticate") == "") {
+					t.Errorf("%s %s with password %q: %s", method, path, pass, resp.Status)
+				}
+			}
+		}
+	}
+	if err := health(t.Context(), l.environ); err != nil {
+		t.Error(err)
+	}
+	wantRefusal(t, runLarder(t, nil, "LARDER_ADMIN_ADDR="+freeAddr(t), "LARDER_ADMIN_HTPASSWD=/none"), "LARDER_ADMIN_HTPASSWD", "/none")
+}
+
+func TestAdminIsNeverOnTheRegistrysListener(t *testing.T) {
+	t.Parallel()
+	l := startLarder(t, nil, "LARDER_ADMIN_ADDR="+freeAddr(t))
+	for _, path := range adminPaths {
+		for _, prefix := range []string{"", "/v2", "/v2/..", "//", "/admin"} {
+			resp, body := l.get(t, prefix+path)
+			if resp.StatusCode < 400 || errorCode(t, body) == "" {
+				t.Errorf("%s%s: %s with %.100q", prefix, path, resp.Status, body)
+			}
+		}
+	}
+}
+
+func TestOpenAdminListenerIsWarnedOf(t *testing.T) {
+	t.Parallel()
+	file := passwordFile(t, "root", "toor")
+	tests := map[string]struct {
+		environ []string
+		warned  bool
+	}{
+		"every address":           {[]string{"LARDER_ADMIN_ADDR=:0"}, true},
+		"every IPv4":              {[]string{"LARDER_ADMIN_ADDR=0.0.0.0:0"}, true},
+		"with passwords":          {[]string{"LARDER_ADMIN_ADDR=:0", "LARDER_ADMIN_HTPASSWD=" + file}, false},
+		"with clients' passwords": {[]string{"LARDER_ADMIN_ADDR=:0", "LARDER_HTPASSWD=" + file}, true},
+		"loopback":                {[]string{"LARDER_ADMIN_ADDR=127.0.0.1:0"}, false},
+		"localhost":               {[]string{"LARDER_ADMIN_ADDR=localhost:0"}, false},
+		"off":                     {[]string{"LARDER_ADMIN_ADDR="}, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := runLarder(t, nil, test.environ...)
+			eventually(t, "larder to start", func() bool { return strings.Contains(l.stderr.String(), `"larder started"`) })
+			if warned := strings.Contains(l.stderr.String(), "LARDER_ADMIN_HTPASSWD"); warned != test.warned {
+				t.Errorf("warned: %t, want %t", warned, test.warned)
+			}
+		})
+	}
+}

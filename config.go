@@ -48,6 +48,8 @@ type config struct {
 	ClientCA string `env:"LARDER_CLIENT_CA"`
 	Htpasswd string `env:"LARDER_HTPASSWD"`
 
+	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
+
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
 	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`
 

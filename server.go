@@ -122,7 +122,7 @@ func (p *program) open() (err error) {
 	if cfg.AdminAddr == "" {
 		return nil
 	}
-	return p.listen("LARDER_ADMIN_ADDR", cfg.AdminAddr, admin.New(metrics, p.ready), nil)
+	return p.listenAdmin(metrics)
 }
 
 func (p *program) openCaches() error {
@@ -154,19 +154,50 @@ func (p *program) openCaches() error {
 
 // registry is the handler of the registry's listener.
 func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
-	opts := middleware.Options{Logger: p.log.Named("http"), Observe: metrics.Observe}
-	if p.cfg.Htpasswd != "" {
-		users, err := htpasswd.Open(p.cfg.Htpasswd, p.log.Named("auth"))
-		if err != nil {
-			return nil, &configError{[]error{fmt.Errorf("LARDER_HTPASSWD: %w", err)}}
-		}
-		opts.Verify = users.Verify
+	opts, err := p.passwords("LARDER_HTPASSWD", p.cfg.Htpasswd)
+	if err != nil {
+		return nil, err
 	}
+	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	h := handler.New(handler.Config{
 		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests,
 		Allow: p.cfg.allow, Deny: p.cfg.deny, Logger: p.log.Named("http"),
 	})
 	return middleware.Builtin().Chain(h, opts, chain...)
+}
+
+// passwords are the options of an auth middleware: with a file, or without one.
+func (p *program) passwords(variable, path string) (opts middleware.Options, err error) {
+	if path == "" {
+		return opts, nil
+	}
+	users, err := htpasswd.Open(path, p.log.Named("auth").With(zap.String("variable", variable)))
+	if err != nil {
+		return opts, &configError{[]error{fmt.Errorf("%s: %w", variable, err)}}
+	}
+	opts.Verify = users.Verify
+	return opts, nil
+}
+
+// listenAdmin warns of a listener that tells everybody everything.
+func (p *program) listenAdmin(metrics *admin.Metrics) error {
+	opts, err := p.passwords("LARDER_ADMIN_HTPASSWD", p.cfg.AdminHtpasswd)
+	if err != nil {
+		return err
+	}
+	protect, err := middleware.Builtin().Get("auth", opts)
+	if err != nil {
+		return err
+	}
+	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, protect), nil); err != nil {
+		return err
+	}
+	addr := p.servers[len(p.servers)-1].listener.Addr()
+	if tcp, ok := addr.(*net.TCPAddr); opts.Verify == nil && (!ok || !tcp.IP.IsLoopback()) {
+		p.log.Warn("ANYBODY WHO REACHES THE ADMIN LISTENER CAN READ METRICS AND MEMORY PROFILES: set LARDER_ADMIN_HTPASSWD, or LARDER_ADMIN_ADDR to a loopback address",
+			zap.Stringer("addr", addr))
+	}
+	return nil
 }
 
 // tlsConfig is nil if the registry's listener is a plain one.

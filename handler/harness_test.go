@@ -39,14 +39,14 @@ var chain = []string{"requestid", "log", "metrics", "recover", "auth", "readonly
 
 // setup is how a larder differs from the usual one.
 type setup struct {
-	dir     string                               // "": a new one
-	ttl     time.Duration                        // of manifests, and so of rights
-	tagTTL  time.Duration                        // 0: tags are always asked about
-	pipe    bool                                 // no sockets, docker.io only: for bubbles
-	tls     bool                                 // HTTP/2
-	locked  bool                                 // clients need a password, and nobody has one
-	outside func(http.Handler) http.Handler      // around all of it
-	logger  *zap.Logger                          // nil: one that remembers, see larder.logs
+	dir     string                          // "": a new one
+	ttl     time.Duration                   // of manifests, and so of rights
+	tagTTL  time.Duration                   // 0: tags are always asked about
+	pipe    bool                            // no sockets, docker.io only: for bubbles
+	tls     bool                            // HTTP/2
+	locked  bool                            // clients need a password, and nobody has one
+	outside func(http.Handler) http.Handler // around all of it
+	logger  *zap.Logger                     // nil: one that remembers, see larder.logs
 
 	allow, deny string // as in the environment
 }
