@@ -238,16 +238,18 @@ func notFound(message string) error {
 	return &errcode.Error{Status: http.StatusNotFound, Code: errcode.Unsupported, Message: message}
 }
 
-// notListed names the host, for the operator to add it or not.
+// notListed names the host, for the operator to add it or not. What is no host
+// may be a URL with a password in it, and is not repeated.
 func notListed(ns, name string, err error) error {
 	host := ns
 	if host == "" {
 		host, _, _ = strings.Cut(name, "/")
 	}
-	return &errcode.Error{
-		Status: http.StatusNotFound, Code: errcode.NameUnknown, Err: err,
-		Message: fmt.Sprintf("larder does not mirror %.255q", host),
+	message := fmt.Sprintf("larder does not mirror %.255q", host)
+	if strings.ContainsAny(host, "@/?#% ") {
+		message = "larder does not mirror that: it is no host"
 	}
+	return &errcode.Error{Status: http.StatusNotFound, Code: errcode.NameUnknown, Message: message, Err: err}
 }
 
 func badName() error {
