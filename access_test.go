@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"net/http"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/bcrypt"
 )
@@ -167,4 +169,64 @@ func TestOpenAdminListenerIsWarnedOf(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestClientsNameNobodyToConnectTo lets clients name an address in every place
+// that a proxy might look at.
+func TestClientsNameNobodyToConnectTo(t *testing.T) {
+	t.Parallel()
+	silent := silentUpstream(t)
+	l := startLarder(t, nil)
+	_, port, err := net.SplitHostPort(silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var requests []string
+	for _, ns := range []string{
+		silent, "http://" + silent, "user:pass@" + silent, "docker.io@" + silent, silent + "/", silent + "%23docker.io", silent + "%3fdocker.io", "localhost:" + port,
+		"[::ffff:127.0.0.1]:" + port, "2130706433:" + port, "0x7f000001:" + port, "127.1:" + port, "0:" + port, silent + "%00.docker.io", silent + "%0d%0aHost:docker.io",
+		"docker.io." + silent, "docker.io," + silent, "DOCKER.IO&ns=" + silent, "docker.io&ns=docker.io", "%64ocker.io:" + port, "docker.io%20", "docker.io.", "docker%E2%80%A4io",
+	} {
+		for _, path := range []string{"manifests/1", "blobs/sha256:" + strings.Repeat("0a", 32), "tags/list", "referrers/sha256:" + strings.Repeat("0a", 32)} {
+			requests = append(requests, "GET /v2/a/b/"+path+"?ns="+ns+" HTTP/1.1\r\nHost: x")
+		}
+	}
+	for _, name := range []string{silent, "user:pass@" + silent, "http:/" + silent, "http:%2f%2f" + silent, "@" + silent, "localhost:" + port, "%5b::1%5d:" + port} {
+		requests = append(requests, "GET /v2/"+name+"/a/b/manifests/1 HTTP/1.1\r\nHost: x")
+	}
+	requests = append(requests,
+		"GET http://"+silent+"/v2/a//b/manifests/1 HTTP/1.1\r\nHost: "+silent,
+		"GET http://user:pass@"+silent+"/ HTTP/1.1\r\nHost: "+silent,
+		"GET //"+silent+"/v2/a/b/manifests/1 HTTP/1.1\r\nHost: "+silent,
+		"CONNECT "+silent+" HTTP/1.1\r\nHost: "+silent,
+		"GET @"+silent+"/ HTTP/1.1\r\nHost: x",
+		"GET /v2/A/manifests/1 HTTP/1.1\r\nHost: "+silent+"\r\nX-Forwarded-Host: "+silent+"\r\nForwarded: host="+silent+"\r\nX-Original-URL: http://"+silent,
+		"GET /v2/a\x00b/manifests/1 HTTP/1.1\r\nHost: x",
+		"GET /v2/a/b/manifests/1?ns=\x00 HTTP/1.1\r\nHost: x",
+	)
+	for _, request := range requests {
+		if status := l.send(t, request); status < 400 || status >= 500 {
+			t.Errorf("%q: %d, want to be refused", request, status)
+		}
+	}
+}
+
+// send sends a request as it is and returns the status.
+func (l *larder) send(t *testing.T, request string) int {
+	t.Helper()
+	conn, err := net.Dial("tcp", l.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(conn, request+"\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
 }
