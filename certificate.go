@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,15 +65,15 @@ func (w *watched[T]) get() T {
 
 // state changes whenever the files do.
 func (w *watched[T]) state() string {
-	var state string
+	var state strings.Builder
 	for _, path := range w.paths {
 		if fi, err := os.Stat(path); err == nil {
-			state += fmt.Sprintf("%d bytes of %v; ", fi.Size(), fi.ModTime().UnixNano())
+			fmt.Fprintf(&state, "%d bytes of %d; ", fi.Size(), fi.ModTime().UnixNano())
 		} else {
-			state += "none; "
+			state.WriteString("none; ")
 		}
 	}
-	return state
+	return state.String()
 }
 
 // newCertificate is what a listener shows.
