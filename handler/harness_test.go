@@ -39,15 +39,17 @@ var chain = []string{"requestid", "log", "metrics", "recover", "auth", "readonly
 
 // setup is how a larder differs from the usual one.
 type setup struct {
-	dir     string                               // "": a new one
-	ttl     time.Duration                        // of manifests, and so of rights
-	tagTTL  time.Duration                        // 0: tags are always asked about
-	pipe    bool                                 // no sockets, docker.io only: for bubbles
-	tls     bool                                 // HTTP/2
-	verify  func(username, password string) bool // clients need a password
-	floor   int                                  // of the upstream's rate limit
-	outside func(http.Handler) http.Handler      // around all of it
-	logger  *zap.Logger                          // nil: one that remembers, see larder.logs
+	dir     string                          // "": a new one
+	ttl     time.Duration                   // of manifests, and so of rights
+	tagTTL  time.Duration                   // 0: tags are always asked about
+	pipe    bool                            // no sockets, docker.io only: for bubbles
+	tls     bool                            // HTTP/2
+	locked  bool                            // clients need a password, and nobody has one
+	floor   int                             // of the upstream's rate limit
+	outside func(http.Handler) http.Handler // around all of it
+	logger  *zap.Logger                     // nil: one that remembers, see larder.logs
+
+	allow, deny string // as in the environment
 }
 
 // larder is the registry, wired as main does it, in front of two upstreams.
@@ -98,8 +100,14 @@ func newLarder(tb testing.TB, s setup) *larder {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	h := handler.New(handler.Config{Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests, Logger: log})
-	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}, Verify: s.verify}
+	h := handler.New(handler.Config{
+		Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests,
+		Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries), Logger: log,
+	})
+	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}}
+	if s.locked {
+		opts.Verify = func(context.Context, string, string) (bool, error) { return false, nil }
+	}
 	if l.handler, err = middleware.Builtin().Chain(h, opts, chain...); err != nil {
 		tb.Fatal(err)
 	}
@@ -119,6 +127,21 @@ func newLarder(tb testing.TB, s setup) *larder {
 	tb.Cleanup(func() { l.close(tb) })
 	return l
 }
+
+// globs are none of an empty list.
+func globs(tb testing.TB, list string, registries []upstream.Registry) handler.Globs {
+	tb.Helper()
+	if list == "" {
+		return nil
+	}
+	g, err := handler.ParseGlobs(list, registries)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return g
+}
+
+func outcomeField(outcome string) zap.Field { return zap.String("outcome", outcome) }
 
 func (l *larder) root(tb testing.TB, name string) *os.Root {
 	tb.Helper()

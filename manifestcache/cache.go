@@ -168,7 +168,8 @@ func (c *Cache) Close() error {
 func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
 	if c.cfg.TagTTL > 0 {
 		if link := c.readTag(repository, tag); link != nil && time.Since(link.validated) < c.cfg.TagTTL {
-			if m := c.load(link.Descriptor.Digest); m != nil {
+			right, ok := c.validated(repository, link.Descriptor.Digest)
+			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
 				return c.answer(m, Hit, link.validated), nil
 			}
 		}
@@ -182,9 +183,9 @@ func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) 
 // asked if the manifest is not on disk, or if it is not known (or no longer)
 // that the repository has it.
 func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest, up Upstream) (*Manifest, error) {
-	if validated, ok := c.validated(repository, d); ok && c.fresh(validated) {
-		if m := c.load(d); m != nil {
-			return c.answer(m, Hit, validated), nil
+	if right, ok := c.validated(repository, d); ok && c.fresh(right.at) {
+		if m := c.load(d); m != nil && right.covers(m) {
+			return c.answer(m, Hit, right.at), nil
 		}
 	}
 	return c.once(ctx, repository+"@"+d.String(), func(ctx context.Context) (*Manifest, error) {
@@ -283,6 +284,9 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstr
 	}
 	m, err := c.fetch(ctx, repository, reference, up)
 	if err != nil {
+		if desc.Digest != "" && c.cfg.GoneIf(err) { // it was the manifest that was asked for
+			c.revoke(repository, desc.Digest)
+		}
 		return c.withoutAnswer(repository, tag, err)
 	}
 	c.link(repository, tag, m)
@@ -312,11 +316,12 @@ func (c *Cache) stale(repository, tag string, err error) *Manifest {
 	if link == nil {
 		return nil
 	}
-	if _, ok := c.validated(repository, link.Descriptor.Digest); !ok {
+	right, ok := c.validated(repository, link.Descriptor.Digest)
+	if !ok {
 		return nil // upstream has said no to the manifest itself
 	}
 	m := c.load(link.Descriptor.Digest)
-	if m == nil {
+	if m == nil || !right.covers(m) {
 		return nil
 	}
 	c.log.Warn("upstream can't say what a tag points at; answering with what it was",
@@ -334,7 +339,7 @@ func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, u
 			return c.unproven(repository, d, m, err)
 		}
 		if desc.Digest == d && desc.MediaType == m.MediaType {
-			c.validate(repository, d)
+			c.validate(repository, m)
 			return dated(m, Revalidated, time.Now()), nil
 		}
 		// A HEAD does not tell. A GET does.
@@ -353,11 +358,11 @@ func (c *Cache) unproven(repository string, d digest.Digest, m *Manifest, err er
 		c.revoke(repository, d)
 		return nil, err
 	}
-	validated, ok := c.validated(repository, d)
-	if m == nil || !ok || !c.cfg.StaleIf(err) {
+	right, ok := c.validated(repository, d)
+	if m == nil || !ok || !right.covers(m) || !c.cfg.StaleIf(err) {
 		return nil, err
 	}
-	return dated(m, Stale, validated), nil
+	return dated(m, Stale, right.at), nil
 }
 
 // fetch gets a manifest from upstream, checks it and stores it.
@@ -384,6 +389,6 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upst
 		Body:       body,
 	}
 	c.store(m)
-	c.validate(repository, m.Digest)
+	c.validate(repository, m)
 	return dated(m, Miss, time.Now()), nil
 }

@@ -34,7 +34,7 @@ func NewMetrics(version string, from Sources) *Metrics {
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
-			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; empty for errors) and HTTP status (499: the client left).",
+			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW or LARDER_DENY; empty for other errors) and HTTP status (499: the client left).",
 		}, []string{"kind", "outcome", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "larder_request_duration_seconds",
