@@ -52,6 +52,7 @@ func newWorld(t *testing.T, environ []string, sizes ...int) *world {
 	t.Helper()
 	w := prepareWorld(t, sizes...)
 	w.larder = startLarder(t, nil, w.environ(environ...)...)
+	t.Cleanup(w.client.CloseIdleConnections) // before it stops: for one that was never used it waits for 5 s
 	return w
 }
 
