@@ -81,6 +81,13 @@ func (w *world) environ(more ...string) []string {
 	return append([]string{"LARDER_UPSTREAMS=docker.io=" + w.hub.URL}, more...)
 }
 
+// restart starts another larder on the cache of one that has ended.
+func (w *world) restart(t *testing.T, environ ...string) {
+	t.Helper()
+	w.larder = startLarder(t, nil, w.environ(append(environ, "LARDER_CACHE_DIR="+w.cache)...)...)
+	t.Cleanup(w.client.CloseIdleConnections)
+}
+
 func seeded(t *testing.T, seed, size int) []byte {
 	t.Helper()
 	content, err := io.ReadAll(upstreamtest.Seeded(uint64(seed), int64(size)))
@@ -219,7 +226,7 @@ func (w *world) pull(t *testing.T, when string) {
 		eventually(t, "a pull without Retry-After", func() bool {
 			tries++
 			a = w.ask(path, "")
-			return a.status < http.StatusBadRequest || a.header.Get("Retry-After") == "" && tries > 1
+			return a.whole() || a.header.Get("Retry-After") == "" && tries > 1
 		})
 		if err := w.lie(path, "", a); err != nil || a.status != http.StatusOK {
 			t.Errorf("%s: GET %s: got %v (%v), want all of it", when, path, a, cmp.Or(err, a.err))
