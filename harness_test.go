@@ -33,7 +33,7 @@ const patience = 30 * time.Second
 // and checks that all of them together have left nothing behind.
 func TestMain(m *testing.M) {
 	if os.Getenv(asLarder) != "" {
-		limitFiles(os.Getenv(fileLimit))
+		confine()
 		main()
 		return
 	}
