@@ -142,6 +142,7 @@ func strangeHeaders() map[string]blobFault {
 		"wrong digest":              {faults: faults{set("Docker-Content-Digest", "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")}, whole: served, part: served},
 		"foreign digest":            {faults: faults{set("Docker-Content-Digest", foreign)}, whole: served, part: served},
 		"no digest at all":          {faults: faults{set("Docker-Content-Digest", "latest")}, whole: served, part: served},
+		"another range":             {faults: faults{anotherRange}, whole: served, part: served},
 		"wrong Content-Range":       {faults: faults{upstreamtest.WrongContentRange()}, whole: served, part: served},
 		"garbled Content-Range":     {faults: faults{set("Content-Range", "bytes one-two/three")}, whole: served, part: served},
 		"a total that is too large": {faults: faults{upstreamtest.WrongTotal(5)}, whole: refused},

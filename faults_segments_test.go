@@ -31,6 +31,7 @@ func TestOnePartIsSpoiled(t *testing.T) {
 		"no answer":           {1, upstreamtest.ResetConnection(), served},
 		"500":                 {1, upstreamtest.Status(http.StatusInternalServerError, nil), served},
 		"no range":            {1, upstreamtest.IgnoreRange(), served},
+		"another range":       {1, anotherRange, served},
 		"wrong Content-Range": {1, upstreamtest.WrongContentRange(), served},
 		"another size":        {0, upstreamtest.WrongTotal(1 << 20), refused},
 	}
@@ -69,6 +70,18 @@ func inRange(at, times int64, fault upstreamtest.Fault) upstreamtest.Fault {
 			spoiled.ServeHTTP(w, r)
 		})
 	}
+}
+
+// anotherRange sends what begins five bytes further on, and says so.
+func anotherRange(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var first, last int64
+		if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); n == 2 {
+			r = r.Clone(r.Context())
+			r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", first+5, last))
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // TestRedirectToAnotherHost has upstream keep its blobs somewhere else.
