@@ -34,6 +34,18 @@ func once(fault upstreamtest.Fault) func(w *world) func() {
 	}
 }
 
+// headless is upstream that does not answer HEADs, so that the digest of what a
+// GET gives is not known before.
+func headless(fault upstreamtest.Fault) func(w *world) func() {
+	return func(w *world) func() {
+		heads, gets := spoiled("HEAD", upstreamtest.Status(405, nil))(w), spoiled("GET", fault)(w)
+		return func() {
+			heads()
+			gets()
+		}
+	}
+}
+
 // replaced is a tag that points at another document.
 func replaced(mediaType, body string) func(w *world) func() {
 	return func(w *world) func() {
@@ -84,6 +96,8 @@ func wrongManifests() map[string]manifestFault {
 		"compressed and unasked":  {spoil: spoiled("GET", set("Content-Encoding", "gzip"), upstreamtest.FlipByte(0))},
 		"nested deeper than JSON": {spoil: replaced(image, `{"config":`+strings.Repeat("[", 20_000)+`}`)},
 	}
+	table["wrong byte, no HEADs"] = manifestFault{spoil: headless(upstreamtest.FlipByte(100))}
+	table["a space more, no HEADs"] = manifestFault{spoil: headless(upstreamtest.Extend(1))}
 	for name, f := range table {
 		f.cold, f.status, f.warm = refused, http.StatusBadGateway, served
 		table[name] = f

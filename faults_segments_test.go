@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -117,6 +118,37 @@ func TestRedirectToAnotherHost(t *testing.T) {
 				}
 			}
 			storage.Stop()
+			w.recovers(t)
+		})
+	}
+}
+
+// TestTokensThatAreNeverGoodEnough has upstream ask for a token, whatever it is
+// shown.
+func TestTokensThatAreNeverGoodEnough(t *testing.T) {
+	t.Parallel()
+	for name, path := range map[string]string{"manifest": "/manifests/", "blob": "/blobs/", "everything": "/v2/"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, nil, usual)
+			w.hub.RequireBearer("", "", 0)
+			if name == "blob" {
+				w.ask(appTag, "")
+			}
+			challenge := fmt.Sprintf(`Bearer realm="%s/token",service="%s",error="invalid_token"`, w.hub.URL, strings.TrimPrefix(w.hub.URL, "http://"))
+			over := w.hub.Fault(upstreamtest.Match{Path: path}, upstreamtest.Status(http.StatusUnauthorized, http.Header{"Www-Authenticate": {challenge}}))
+			for _, path := range w.everything() {
+				a := w.ask(path, "")
+				w.notFooled(t, path, "", a)
+				if a.status != http.StatusForbidden && !(name == "manifest" && a.status == http.StatusOK && strings.Contains(path, "/blobs/")) &&
+					!(name == "blob" && a.status == http.StatusOK && strings.Contains(path, "/manifests/")) {
+					t.Errorf("GET %s: got %v, want 403", path, a)
+				}
+			}
+			if n := len(w.hub.Requests()); n > 40 {
+				t.Errorf("upstream got %d requests", n)
+			}
+			over()
 			w.recovers(t)
 		})
 	}
