@@ -112,11 +112,11 @@ func TestFilesAreDamaged(t *testing.T) {
 					if when == "before a start" {
 						w.restart(t, environ...)
 					}
-					w.hub.Stop()
+					over := w.hub.Fault(upstreamtest.Match{}, upstreamtest.ResetConnection())
 					for _, path := range w.everything() {
 						w.notFooled(t, path, "", w.ask(path, ""))
 					}
-					w.hub.Start()
+					over()
 					w.recovers(t)
 				})
 			}

@@ -77,8 +77,9 @@ func prepareWorld(t *testing.T, sizes ...int) *world {
 	return w
 }
 
+// environ is for a larder that listens where there is room.
 func (w *world) environ(more ...string) []string {
-	return append([]string{"LARDER_UPSTREAMS=docker.io=" + w.hub.URL}, more...)
+	return append([]string{"LARDER_ADDR=127.0.0.1:0", "LARDER_UPSTREAMS=docker.io=" + w.hub.URL}, more...)
 }
 
 // restart starts another larder on the cache of one that has ended.

@@ -323,6 +323,9 @@ func (l *larder) waitUntilUp(t *testing.T) {
 			t.Fatalf("larder ended with %v", l.err)
 		default:
 		}
+		if strings.HasSuffix(l.addr, ":0") && !l.findAddr() {
+			return false
+		}
 		resp, err := http.Get("http://" + l.addr + "/v2/")
 		if err != nil {
 			return false
@@ -330,6 +333,17 @@ func (l *larder) waitUntilUp(t *testing.T) {
 		resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	})
+}
+
+// findAddr sets addr to where larder says that it listens, if it has said so.
+func (l *larder) findAddr() bool {
+	_, line, _ := strings.Cut(l.stderr.String(), `"msg":"larder started"`)
+	_, line, _ = strings.Cut(line, `"addr":"`)
+	addr, _, ok := strings.Cut(line, `"`)
+	if ok {
+		l.addr = addr
+	}
+	return ok
 }
 
 // get asks larder for a path and reads the whole answer.

@@ -77,7 +77,7 @@ func TestKilledFiftyTimes(t *testing.T) {
 // one.
 func (w *world) relive(t *testing.T, cache string) {
 	t.Helper()
-	environ := []string{"LARDER_LOG_LEVEL=warn"}
+	var environ []string
 	if cache != "" {
 		environ = append(environ, "LARDER_CACHE_DIR="+cache)
 	}
