@@ -136,6 +136,7 @@ func strangeHeaders() map[string]blobFault {
 		"no ranges":                 {faults: faults{upstreamtest.IgnoreRange()}, whole: served, part: served},
 		"no length":                 {faults: faults{upstreamtest.NoContentLength()}, whole: served, part: served},
 		"no length, no ranges":      {faults: faults{upstreamtest.IgnoreRange(), upstreamtest.NoContentLength()}, whole: served, part: served},
+		"slow, and no size":         {faults: faults{upstreamtest.IgnoreRange(), upstreamtest.NoContentLength(), upstreamtest.Rate(3 << 20)}, whole: served, part: served},
 		"gzip":                      {faults: faults{set("Content-Encoding", "gzip")}, whole: refused, part: refused, status: 502},
 		"identity":                  {faults: faults{set("Content-Encoding", "identity")}, whole: served, part: served},
 		"no digest":                 {faults: faults{upstreamtest.DropHeader("Docker-Content-Digest")}, whole: served, part: served},
@@ -190,6 +191,9 @@ func (f blobFault) run(t *testing.T, clients int, ranges string, want verdict) {
 		}
 		if f.status != 0 && a.status != f.status {
 			t.Errorf("got %v, want %d", a, f.status)
+		}
+		if a.status == http.StatusTooManyRequests && a.header.Get("Retry-After") == "" {
+			t.Error("nobody is told when to come again")
 		}
 	}
 	if asked > 20*clients {
