@@ -172,7 +172,7 @@ func TestBlobsWithOtherDigests(t *testing.T) {
 			if a.whole() == (name == "wrong byte") {
 				t.Errorf("got %v", a)
 			}
-			if a := w.ask(path, ""); a.status != http.StatusOK || w.lie(path, "", a) != nil {
+			if a := w.next(t, path); a.status != http.StatusOK || w.lie(path, "", a) != nil {
 				t.Errorf("after the fault: got %v, want all of it", a)
 			}
 			w.recovers(t)

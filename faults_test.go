@@ -216,19 +216,26 @@ func (w *world) notFooled(t *testing.T, path, ranges string, answers ...answer) 
 	}
 }
 
-// pull has a client get everything. Who is told to come later does. Who comes in
+// next is what the next client gets. Who is told to come later does. Who comes in
 // the very moment in which others are told of a failure may still be told of it,
 // and comes once more.
+func (w *world) next(t *testing.T, path string) answer {
+	t.Helper()
+	var a answer
+	tries := 0
+	eventually(t, "a pull without Retry-After", func() bool {
+		tries++
+		a = w.ask(path, "")
+		return a.whole() || a.header.Get("Retry-After") == "" && tries > 1
+	})
+	return a
+}
+
+// pull has a client get everything.
 func (w *world) pull(t *testing.T, when string) {
 	t.Helper()
 	for _, path := range w.everything() {
-		var a answer
-		tries := 0
-		eventually(t, "a pull without Retry-After", func() bool {
-			tries++
-			a = w.ask(path, "")
-			return a.whole() || a.header.Get("Retry-After") == "" && tries > 1
-		})
+		a := w.next(t, path)
 		if err := w.lie(path, "", a); err != nil || a.status != http.StatusOK {
 			t.Errorf("%s: GET %s: got %v (%v), want all of it", when, path, a, cmp.Or(err, a.err))
 		}
