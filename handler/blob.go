@@ -40,6 +40,11 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 	}
 	offset, length := firstRange(r)
 	blob, err := h.getBlob(ctx, repo, d, offset, length)
+	if err == nil && blob.Size < 0 && offset > 0 {
+		// A part of a blob of unknown size can't be told from the whole.
+		blob.Content.Close()
+		blob, err = h.getBlob(ctx, repo, d, 0, -1)
+	}
 	late.Stop()
 	if err != nil {
 		return err

@@ -42,6 +42,7 @@ type setup struct {
 	dir     string                          // "": a new one
 	ttl     time.Duration                   // of manifests, and so of rights
 	tagTTL  time.Duration                   // 0: tags are always asked about
+	parts   int                             // of one blob at once; 0: one
 	pipe    bool                            // no sockets, docker.io only: for bubbles
 	tls     bool                            // HTTP/2
 	locked  bool                            // clients need a password, and nobody has one
@@ -89,7 +90,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 	if l.upstreams, err = upstream.New(cfg); err != nil {
 		tb.Fatal(err)
 	}
-	l.blobs, err = blobcache.Open(l.root(tb, "blobs"), blobcache.Config{Linger: time.Minute, Logger: log})
+	l.blobs, err = blobcache.Open(l.root(tb, "blobs"), blobcache.Config{Linger: time.Minute, Connections: s.parts, Logger: log})
 	if err != nil {
 		tb.Fatal(err)
 	}
