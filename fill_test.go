@@ -180,7 +180,7 @@ func wantTrueNames(t *testing.T, cache string) {
 		if entry != nil && entry.IsDir() && entry.Name() == "tmp" {
 			return fs.SkipDir
 		}
-		if err != nil || entry.IsDir() {
+		if err != nil || entry.IsDir() || entry.Name() == "scrub" { // how far scrubbing has come
 			return err
 		}
 		algorithm := filepath.Base(filepath.Dir(filepath.Dir(file)))
