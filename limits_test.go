@@ -180,6 +180,8 @@ func TestSmallDisk(t *testing.T) {
 			t.Errorf("blob %d is answered with %s, want %s", i, got, want)
 		}
 	}
+	// What is still being written can't go for another.
+	eventually(t, "the third blob on disk", func() bool { return l.pull(t, small[2]) == "hit" })
 	if got := l.pull(t, small[3]); got != "miss" { // the disk has room if older ones go
 		t.Errorf("a blob for which there is room is answered with %s", got)
 	}
