@@ -45,14 +45,14 @@ func writePair(t *testing.T, dir, name string) (cert, key string) {
 }
 
 // shown is the name in the certificate that a client sees.
-func shown(t *testing.T, c *certificate) string {
+func shown(t *testing.T, c *watched[*tls.Certificate]) string {
 	t.Helper()
 	client, server := net.Pipe()
 	defer client.Close()
 	defer server.Close()
 	conn := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
 	done := make(chan error, 1)
-	go func() { done <- tls.Server(server, &tls.Config{GetCertificate: c.get}).Handshake() }()
+	go func() { done <- tls.Server(server, tlsConfig(c, nil)).Handshake() }()
 	if err := conn.Handshake(); err != nil {
 		t.Fatal(err)
 	}
@@ -65,12 +65,13 @@ func shown(t *testing.T, c *certificate) string {
 func TestCertificateIsReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.DebugLevel)
-		c := &certificate{log: zap.New(core)}
 		dir := t.TempDir()
+		cert, key := writePair(t, dir, "first")
+		c := newCertificate(cert, key, zap.New(core))
 		// date gives both files a time of the bubble's, as a copy that keeps
 		// times would.
 		date := func(at time.Time) {
-			for _, path := range []string{c.cert, c.key} {
+			for _, path := range []string{cert, key} {
 				if err := os.Chtimes(path, at, at); err != nil {
 					t.Fatal(err)
 				}
@@ -78,8 +79,8 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		}
 		want := func(name string, infos, errors int) {
 			t.Helper()
-			time.Sleep(2 * certificateCheck)
 			for range 3 {
+				time.Sleep(2 * certificateCheck)
 				if got := shown(t, c); got != name {
 					t.Errorf("clients see %q, want %q", got, name)
 				}
@@ -90,7 +91,6 @@ func TestCertificateIsReadAgain(t *testing.T) {
 			logs.TakeAll()
 		}
 
-		c.cert, c.key = writePair(t, dir, "first")
 		date(time.Now())
 		if err := c.load(); err != nil {
 			t.Fatal(err)
@@ -101,9 +101,9 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		date(time.Now())
 		want("second", 1, 0)
 
-		writeFile(t, c.cert, "half of a cert")
+		writeFile(t, cert, "half of a cert")
 		date(time.Now())
-		want("second", 0, 1) // one line, not one a handshake
+		want("second", 0, 1) // one line, not one each second
 
 		writePair(t, dir, "third")
 		date(time.Now())
@@ -114,11 +114,11 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		writeFile(t, c.cert, string(content)) // of another key
+		writeFile(t, cert, string(content)) // of another key
 		date(time.Now())
 		want("third", 0, 1)
 
-		if err := os.Remove(c.cert); err != nil {
+		if err := os.Remove(cert); err != nil {
 			t.Fatal(err)
 		}
 		want("third", 0, 1)
@@ -131,15 +131,15 @@ func TestCertificateIsReadAgain(t *testing.T) {
 
 func TestCertificateIsLookedAtOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &certificate{log: zap.NewNop()}
 		dir := t.TempDir()
-		c.cert, c.key = writePair(t, dir, "first")
+		cert, key := writePair(t, dir, "first")
+		c := newCertificate(cert, key, zap.NewNop())
 		if err := c.load(); err != nil {
 			t.Fatal(err)
 		}
 		writePair(t, dir, "second")
 		later := time.Now().Add(time.Hour)
-		if err := os.Chtimes(c.cert, later, later); err != nil {
+		if err := os.Chtimes(cert, later, later); err != nil {
 			t.Fatal(err)
 		}
 		if got := shown(t, c); got != "first" {
@@ -155,13 +155,13 @@ func TestCertificateIsLookedAtOnceASecond(t *testing.T) {
 func TestBadCertificateAtStart(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := writePair(t, dir, "x")
-	for name, c := range map[string]*certificate{
-		"no cert":  {cert: filepath.Join(dir, "none"), key: key},
-		"no key":   {cert: cert, key: filepath.Join(dir, "none")},
-		"swapped":  {cert: key, key: cert},
-		"a folder": {cert: dir, key: key},
+	for name, paths := range map[string][2]string{
+		"no cert":  {filepath.Join(dir, "none"), key},
+		"no key":   {cert, filepath.Join(dir, "none")},
+		"swapped":  {key, cert},
+		"a folder": {dir, key},
 	} {
-		if err := c.load(); err == nil {
+		if err := newCertificate(paths[0], paths[1], zap.NewNop()).load(); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

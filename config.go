@@ -18,6 +18,7 @@ import (
 	"github.com/caarlos0/env/v11"
 	"go.uber.org/zap/zapcore"
 
+	"larder/handler"
 	"larder/handler/upstream"
 )
 
@@ -27,6 +28,9 @@ type config struct {
 	AdminAddr    string `env:"LARDER_ADMIN_ADDR"`
 	UpstreamList string `env:"LARDER_UPSTREAMS" envDefault:"docker.io"`
 	CacheDir     string `env:"LARDER_CACHE_DIR"`
+
+	Allow string `env:"LARDER_ALLOW"`
+	Deny  string `env:"LARDER_DENY"`
 
 	Username     string `env:"LARDER_USERNAME"`
 	Password     string `env:"LARDER_PASSWORD"`
@@ -45,10 +49,14 @@ type config struct {
 
 	FetchConnections    connections `env:"LARDER_FETCH_CONNECTIONS" envDefault:"4"`
 	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
+	RateLimitFloor      pulls       `env:"LARDER_RATELIMIT_FLOOR" envDefault:"5"`
 
 	TLSCert  string `env:"LARDER_TLS_CERT"`
 	TLSKey   string `env:"LARDER_TLS_KEY"`
+	ClientCA string `env:"LARDER_CLIENT_CA"`
 	Htpasswd string `env:"LARDER_HTPASSWD"`
+
+	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
 
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
 	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`
@@ -56,6 +64,8 @@ type config struct {
 	ShutdownGrace time.Duration `env:"LARDER_SHUTDOWN_GRACE" envDefault:"20s"`
 
 	upstreams []upstream.Registry // of UpstreamList
+	allow     handler.Globs       // of Allow
+	deny      handler.Globs       // of Deny
 	unknown   []unknownVariable
 }
 
@@ -70,6 +80,16 @@ func (c *connections) UnmarshalText(text []byte) error {
 	}
 	*c = connections(n)
 	return nil
+}
+
+// pulls is how many of a rate limit.
+type pulls int
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *pulls) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 31)
+	*p = pulls(n)
+	return err
 }
 
 // defaultAdminAddr is not a default of the struct's: the variable may be empty.
@@ -152,6 +172,8 @@ func form(t reflect.Type) string {
 		return "a size like 50GiB or 80%"
 	case reflect.TypeFor[quotas]():
 		return "a list like ghcr.io=20GiB,docker.io/library=5GiB"
+	case reflect.TypeFor[pulls]():
+		return "a number of pulls, 0 or more"
 	default:
 		return "a " + t.String()
 	}
@@ -171,6 +193,8 @@ func (c *config) check() (problems []error) {
 	var err error
 	if c.upstreams, err = upstream.ParseList(c.UpstreamList); err != nil {
 		bad("LARDER_UPSTREAMS: %w", err)
+	} else {
+		problems = append(problems, c.checkGlobs()...)
 	}
 	problems = append(problems, c.Quotas.check(c.upstreams)...)
 	if c.CacheDir == "" {
@@ -209,6 +233,9 @@ func (c *config) check() (problems []error) {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("LARDER_TLS_CERT, LARDER_TLS_KEY: one is set without the other")
 	}
+	if c.ClientCA != "" && c.TLSCert == "" {
+		bad("LARDER_CLIENT_CA: set without LARDER_TLS_CERT: clients have certificates in TLS only")
+	}
 	if c.Password != "" && c.PasswordFile != "" {
 		bad("LARDER_PASSWORD, LARDER_PASSWORD_FILE: both are set")
 	}
@@ -216,6 +243,25 @@ func (c *config) check() (problems []error) {
 		bad("LARDER_USERNAME: not set, but a password is")
 	} else if !secret && c.Username != "" {
 		bad("LARDER_USERNAME: set without LARDER_PASSWORD or LARDER_PASSWORD_FILE")
+	}
+	return problems
+}
+
+// checkGlobs needs the upstreams.
+func (c *config) checkGlobs() (problems []error) {
+	for _, list := range []struct {
+		variable, value string
+		globs           *handler.Globs
+	}{
+		{"LARDER_ALLOW", c.Allow, &c.allow}, {"LARDER_DENY", c.Deny, &c.deny},
+	} {
+		if list.value == "" {
+			continue
+		}
+		var err error
+		if *list.globs, err = handler.ParseGlobs(list.value, c.upstreams); err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", list.variable, err))
+		}
 	}
 	return problems
 }

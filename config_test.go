@@ -18,9 +18,9 @@ func TestConfigDefaults(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", "")
 	defaults := config{
 		Addr: "127.0.0.1:5000", AdminAddr: "127.0.0.1:5001", UpstreamList: "docker.io", CacheDir: filepath.Join(home, ".cache", "larder"),
-		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32,
 		ScrubInterval: 168 * time.Hour, ScrubRate: 16 << 20,
-		MinFree:  limit{Bytes: 1 << 30, Percent: 5},
+		MinFree: limit{Bytes: 1 << 30, Percent: 5},
+		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32, RateLimitFloor: 5,
 		LogLevel: zapcore.InfoLevel, LogFormat: "json", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
@@ -35,7 +35,7 @@ func TestConfigDefaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(cfg.upstreams) != 1 || cfg.upstreams[0].Host != "docker.io" || cfg.upstreams[0].URL.String() != "https://registry-1.docker.io" {
+			if len(cfg.upstreams) != 1 || cfg.upstreams[0].Host != "docker.io" || cfg.upstreams[0].URLs[0].String() != "https://registry-1.docker.io" {
 				t.Errorf("upstreams are %v", cfg.upstreams)
 			}
 			cfg.upstreams = nil
@@ -57,7 +57,7 @@ func TestConfigValues(t *testing.T) {
 		"addr, any port":  {[]string{"LARDER_ADDR=localhost:0"}, func(c *config) any { return c.Addr }, "localhost:0"},
 		"admin addr":      {[]string{"LARDER_ADMIN_ADDR=0.0.0.0:9090"}, func(c *config) any { return c.AdminAddr }, "0.0.0.0:9090"},
 		"admin off":       {[]string{"LARDER_ADMIN_ADDR="}, func(c *config) any { return c.AdminAddr }, ""},
-		"upstreams":       {[]string{"LARDER_UPSTREAMS=ghcr.io, docker.io=http://127.0.0.1:6000"}, func(c *config) any { return c.upstreams[1].URL.String() }, "http://127.0.0.1:6000"},
+		"upstreams":       {[]string{"LARDER_UPSTREAMS=ghcr.io, docker.io=http://127.0.0.1:6000"}, func(c *config) any { return c.upstreams[1].URLs[0].String() }, "http://127.0.0.1:6000"},
 		"cache dir":       {[]string{"LARDER_CACHE_DIR=/var/cache/larder"}, func(c *config) any { return c.CacheDir }, "/var/cache/larder"},
 		"password":        {[]string{"LARDER_USERNAME=u", "LARDER_PASSWORD=a=b c"}, func(c *config) any { return c.Password }, "a=b c"},
 		"password file":   {[]string{"LARDER_USERNAME=u", "LARDER_PASSWORD_FILE=/run/secret"}, func(c *config) any { return c.PasswordFile }, "/run/secret"},
@@ -114,6 +114,11 @@ var bad = map[string]struct {
 	"upstreams with secret": {[]string{"LARDER_UPSTREAMS=ghcr.io=https://user:hush@ghcr.io"}, []string{"LARDER_UPSTREAMS"}},
 	"upstreams, secret 2":   {[]string{"LARDER_UPSTREAMS=https://user:hush@ghcr.io"}, []string{"LARDER_UPSTREAMS"}},
 	"upstreams, secret 3":   {[]string{"LARDER_UPSTREAMS=ghcr.io=user:hush@ghcr.io"}, []string{"LARDER_UPSTREAMS"}},
+	"allow, no host":        {[]string{"LARDER_ALLOW=hush"}, []string{"LARDER_ALLOW", "entry 1"}},
+	"allow, not listed":     {[]string{"LARDER_ALLOW=docker.io/**,hush.io/**"}, []string{"LARDER_ALLOW", "entry 2"}},
+	"allow, nothing":        {[]string{"LARDER_ALLOW=,"}, []string{"LARDER_ALLOW"}},
+	"deny, short":           {[]string{"LARDER_DENY=docker.io/hush"}, []string{"LARDER_DENY", "docker.io/library/"}},
+	"deny, brackets":        {[]string{"LARDER_DENY=docker.io/[hush/x"}, []string{"LARDER_DENY"}},
 	"blob TTL":              {[]string{"LARDER_BLOB_TTL=hush"}, []string{"LARDER_BLOB_TTL"}},
 	"blob TTL, no unit":     {[]string{"LARDER_BLOB_TTL=20"}, []string{"LARDER_BLOB_TTL"}},
 	"blob TTL, negative":    {[]string{"LARDER_BLOB_TTL=-1s"}, []string{"LARDER_BLOB_TTL"}},
@@ -132,6 +137,7 @@ var bad = map[string]struct {
 	"quota, not listed":     {[]string{"LARDER_QUOTA=quay.io/org=1GiB"}, []string{"LARDER_QUOTA"}},
 	"quota, twice":          {[]string{"LARDER_QUOTA=docker.io=1GiB,docker.io=2GiB"}, []string{"LARDER_QUOTA"}},
 	"fetch connections":     {[]string{"LARDER_FETCH_CONNECTIONS=0"}, []string{"LARDER_FETCH_CONNECTIONS"}},
+	"floor":                 {[]string{"LARDER_RATELIMIT_FLOOR=-1"}, []string{"LARDER_RATELIMIT_FLOOR"}},
 	"upstream connections":  {[]string{"LARDER_UPSTREAM_CONNECTIONS=many"}, []string{"LARDER_UPSTREAM_CONNECTIONS"}},
 	"tag TTL negative":      {[]string{"LARDER_TAG_TTL=-1ns"}, []string{"LARDER_TAG_TTL"}},
 	"grace":                 {[]string{"LARDER_SHUTDOWN_GRACE=-20s"}, []string{"LARDER_SHUTDOWN_GRACE"}},
@@ -141,6 +147,7 @@ var bad = map[string]struct {
 	"format":                {[]string{"LARDER_LOG_FORMAT=hush"}, []string{"LARDER_LOG_FORMAT"}},
 	"cert without key":      {[]string{"LARDER_TLS_CERT=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
 	"key without cert":      {[]string{"LARDER_TLS_KEY=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
+	"client CA without TLS": {[]string{"LARDER_CLIENT_CA=hush"}, []string{"LARDER_CLIENT_CA", "LARDER_TLS_CERT"}},
 	"two passwords":         {[]string{"LARDER_USERNAME=u", "LARDER_PASSWORD=hush", "LARDER_PASSWORD_FILE=/f"}, []string{"LARDER_PASSWORD", "LARDER_PASSWORD_FILE"}},
 	"password alone":        {[]string{"LARDER_PASSWORD=hush"}, []string{"LARDER_USERNAME"}},
 	"password file alone":   {[]string{"LARDER_PASSWORD_FILE=/hush"}, []string{"LARDER_USERNAME"}},

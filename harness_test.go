@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,13 +29,26 @@ const asLarder = "TEST_AS_LARDER"
 // patience is how long a test waits for what must happen.
 const patience = 30 * time.Second
 
-// TestMain lets tests start larder as a process of its own without building it.
+// TestMain lets tests start larder as a process of its own without building it,
+// and checks that all of them together have left nothing behind.
 func TestMain(m *testing.M) {
 	if os.Getenv(asLarder) != "" {
+		confine()
 		main()
 		return
 	}
-	os.Exit(m.Run())
+	flag.Parse()
+	if n := runtime.GOMAXPROCS(0); flag.Lookup("test.parallel").Value.String() == strconv.Itoa(n) {
+		flag.Set("test.parallel", strconv.Itoa(3*n)) // they wait more than they compute
+	}
+	before := takeStock()
+	status := m.Run()
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	if err := before.wantNoMore(); err != nil && status == 0 {
+		fmt.Fprintln(os.Stderr, "left behind by the tests:", err)
+		status = 1
+	}
+	os.Exit(status)
 }
 
 // requireProgram skips t where one of the programs is not installed. With
@@ -308,6 +324,9 @@ func (l *larder) waitUntilUp(t testing.TB) {
 			t.Fatalf("larder ended with %v", l.err)
 		default:
 		}
+		if strings.HasSuffix(l.addr, ":0") && !l.findAddr() {
+			return false
+		}
 		resp, err := http.Get("http://" + l.addr + "/v2/")
 		if err != nil {
 			return false
@@ -315,6 +334,17 @@ func (l *larder) waitUntilUp(t testing.TB) {
 		resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	})
+}
+
+// findAddr sets addr to where larder says that it listens, if it has said so.
+func (l *larder) findAddr() bool {
+	_, line, _ := strings.Cut(l.stderr.String(), `"msg":"larder started"`)
+	_, line, _ = strings.Cut(line, `"addr":"`)
+	addr, _, ok := strings.Cut(line, `"`)
+	if ok {
+		l.addr = addr
+	}
+	return ok
 }
 
 // get asks larder for a path and reads the whole answer.

@@ -99,6 +99,7 @@ func (p *program) open() (err error) {
 		},
 		UserAgent:   "larder/" + version(),
 		Connections: int(cfg.UpstreamConnections),
+		Floor:       int(cfg.RateLimitFloor),
 		Logger:      p.log.Named("upstream"),
 	})
 	if err != nil {
@@ -112,17 +113,17 @@ func (p *program) open() (err error) {
 	if err != nil {
 		return err
 	}
-	certificate, err := p.certificate()
+	secure, err := p.tlsConfig()
 	if err != nil {
 		return err
 	}
-	if err := p.listen("LARDER_ADDR", cfg.Addr, registry, certificate); err != nil {
+	if err := p.listen("LARDER_ADDR", cfg.Addr, registry, secure); err != nil {
 		return err
 	}
 	if cfg.AdminAddr == "" {
 		return nil
 	}
-	return p.listen("LARDER_ADMIN_ADDR", cfg.AdminAddr, admin.New(metrics, p.ready), nil)
+	return p.listenAdmin(metrics)
 }
 
 func (p *program) openCaches() error {
@@ -150,6 +151,7 @@ func (p *program) openCaches() error {
 			return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest)
 		},
 		GoneIf: upstream.Refused,
+		Spare:  p.upstreams.Spare,
 		Logger: p.log.Named("manifests"),
 	})
 	return err
@@ -157,29 +159,70 @@ func (p *program) openCaches() error {
 
 // registry is the handler of the registry's listener.
 func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
-	opts := middleware.Options{Logger: p.log.Named("http"), Observe: metrics.Observe}
-	if p.cfg.Htpasswd != "" {
-		users, err := htpasswd.Open(p.cfg.Htpasswd)
-		if err != nil {
-			return nil, &configError{[]error{fmt.Errorf("LARDER_HTPASSWD: %w", err)}}
-		}
-		opts.Verify = users.Verify
+	opts, err := p.passwords("LARDER_HTPASSWD", p.cfg.Htpasswd)
+	if err != nil {
+		return nil, err
 	}
+	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	h := handler.New(handler.Config{
-		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http"),
+		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests,
+		Allow: p.cfg.allow, Deny: p.cfg.deny, Logger: p.log.Named("http"),
 	})
 	return middleware.Builtin().Chain(h, opts, chain...)
 }
 
-func (p *program) certificate() (*certificate, error) {
+// passwords are the options of an auth middleware: with a file, or without one.
+func (p *program) passwords(variable, path string) (opts middleware.Options, err error) {
+	if path == "" {
+		return opts, nil
+	}
+	users, err := htpasswd.Open(path, p.log.Named("auth").With(zap.String("variable", variable)))
+	if err != nil {
+		return opts, &configError{[]error{fmt.Errorf("%s: %w", variable, err)}}
+	}
+	opts.Verify = users.Verify
+	return opts, nil
+}
+
+// listenAdmin warns of a listener that tells everybody everything.
+func (p *program) listenAdmin(metrics *admin.Metrics) error {
+	opts, err := p.passwords("LARDER_ADMIN_HTPASSWD", p.cfg.AdminHtpasswd)
+	if err != nil {
+		return err
+	}
+	protect, err := middleware.Builtin().Get("auth", opts)
+	if err != nil {
+		return err
+	}
+	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, protect), nil); err != nil {
+		return err
+	}
+	addr := p.servers[len(p.servers)-1].listener.Addr()
+	if tcp, ok := addr.(*net.TCPAddr); opts.Verify == nil && (!ok || !tcp.IP.IsLoopback()) {
+		p.log.Warn("ANYBODY WHO REACHES THE ADMIN LISTENER CAN READ METRICS AND MEMORY PROFILES: set LARDER_ADMIN_HTPASSWD, or LARDER_ADMIN_ADDR to a loopback address",
+			zap.Stringer("addr", addr))
+	}
+	return nil
+}
+
+// tlsConfig is nil if the registry's listener is a plain one.
+func (p *program) tlsConfig() (*tls.Config, error) {
 	if p.cfg.TLSCert == "" {
 		return nil, nil
 	}
-	c := &certificate{cert: p.cfg.TLSCert, key: p.cfg.TLSKey, log: p.log.Named("tls")}
-	if err := c.load(); err != nil {
+	log := p.log.Named("tls")
+	certificate := newCertificate(p.cfg.TLSCert, p.cfg.TLSKey, log)
+	if err := certificate.load(); err != nil {
 		return nil, &configError{[]error{fmt.Errorf("LARDER_TLS_CERT, LARDER_TLS_KEY: %w", err)}}
 	}
-	return c, nil
+	if p.cfg.ClientCA == "" {
+		return tlsConfig(certificate, nil), nil
+	}
+	clientCA := newClientCA(p.cfg.ClientCA, log)
+	if err := clientCA.load(); err != nil {
+		return nil, &configError{[]error{fmt.Errorf("LARDER_CLIENT_CA: %w", err)}}
+	}
+	return tlsConfig(certificate, clientCA), nil
 }
 
 // server is an http.Server and the listener it is for.
@@ -188,8 +231,8 @@ type server struct {
 	listener net.Listener
 }
 
-// listen opens a listener, for TLS if there is a certificate.
-func (p *program) listen(variable, addr string, h http.Handler, c *certificate) error {
+// listen opens a listener, for TLS unless that is nil.
+func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Config) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return fmt.Errorf("%s: %w", variable, err)
@@ -199,13 +242,11 @@ func (p *program) listen(variable, addr string, h http.Handler, c *certificate) 
 	s.ReadHeaderTimeout = 10 * time.Second
 	s.IdleTimeout = 2 * time.Minute
 	s.MaxHeaderBytes = 64 << 10
+	s.TLSConfig = secure
 	// Clients that try TLS on a plain port are no news.
 	s.ErrorLog, err = zap.NewStdLogAt(p.log.Named("net"), zapcore.DebugLevel)
 	if err != nil {
 		return errors.Join(err, l.Close())
-	}
-	if c != nil {
-		s.TLSConfig = &tls.Config{GetCertificate: c.get, MinVersion: tls.VersionTLS12}
 	}
 	p.servers = append(p.servers, s)
 	return nil
@@ -223,7 +264,8 @@ func (p *program) serve(ctx context.Context) error {
 	p.background.Go(func() { _ = p.manifests.Run(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
 	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
-		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("password", p.cfg.Htpasswd != ""),
+		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
+		zap.Bool("password", p.cfg.Htpasswd != ""),
 		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
 	<-ctx.Done()
 	err := context.Cause(ctx)

@@ -96,7 +96,7 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 		if err != nil {
 			return nil, err
 		}
-		if err := h.allowed(ctx, repo, d); err != nil {
+		if err := h.entitled(ctx, repo, d); err != nil {
 			blob.Content.Close()
 			return nil, err
 		}
@@ -130,9 +130,9 @@ func broken(repository string, err error) error {
 	return &upstream.Error{Op: "read blob", Repository: repository, Err: err}
 }
 
-// allowed asks upstream whether the repository has the blob, unless that is
+// entitled asks upstream whether the repository has the blob, unless that is
 // known. What was known once is good enough if upstream can't answer.
-func (h *Handler) allowed(ctx context.Context, repo *upstream.Repository, d digest.Digest) error {
+func (h *Handler) entitled(ctx context.Context, repo *upstream.Repository, d digest.Digest) error {
 	right := h.manifests.Refers(repo.String(), d)
 	if right == manifestcache.Granted {
 		return nil

@@ -2,82 +2,84 @@ package handler
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"larder/handler/errcode"
 )
 
-// serveContent is http.ServeContent, but that a range which can't be had is an
-// OCI error, and that a HEAD, or a unit that is not known, has no range (RFC
-// 9110, section 14.2).
+// serveContent is http.ServeContent, but that the Range is larder's to read: one
+// that can't be had is an OCI error, a list may have empty elements, a unit may
+// be BYTES, and a HEAD has none (RFC 9110, section 14).
 func serveContent(w http.ResponseWriter, r *http.Request, content io.ReadSeeker, size int64) error {
-	if rng := r.Header.Get("Range"); rng != "" {
-		conditional := r.Header.Get("If-Range") != "" || r.Header.Get("If-None-Match") != "" || r.Header.Get("If-Match") != ""
-		switch {
-		case r.Method == http.MethodHead, !strings.HasPrefix(rng, "bytes="):
-			r = r.Clone(r.Context())
-			r.Header.Del("Range")
-		case !conditional && !satisfiable(rng, size):
-			return &errcode.Error{
-				Status: http.StatusRequestedRangeNotSatisfiable, Code: errcode.Unsupported, Message: "no such range",
-				Header: http.Header{"Content-Range": {"bytes */" + strconv.FormatInt(size, 10)}},
-			}
+	if r.Header["Range"] == nil {
+		http.ServeContent(w, r, "", time.Time{}, content)
+		return nil
+	}
+	ranges, err := parseRange(r)
+	if err == nil && ranges != nil && size > 0 {
+		if ranges = resolve(ranges, size); ranges == nil {
+			err = errNoSuchRange
 		}
+	}
+	r = r.Clone(r.Context())
+	r.Header.Del("Range")
+	switch {
+	case err != nil && wantsRange(w.Header(), r):
+		return &errcode.Error{
+			Status: http.StatusRequestedRangeNotSatisfiable, Code: errcode.Unsupported, Message: err.Error(),
+			Header: http.Header{"Content-Range": {"bytes */" + strconv.FormatInt(size, 10)}},
+		}
+	case err == nil && ranges != nil && size > 0: // of nothing all is sent, which is nothing
+		r.Header.Set("Range", formatRange(ranges))
 	}
 	http.ServeContent(w, r, "", time.Time{}, content)
 	return nil
 }
 
+// wantsRange reports whether the request's conditions let its range count: it
+// is neither 304 nor 412 whatever the range, and not all that is wanted (RFC
+// 9110, section 13.2.2). net/http knows, and is asked with a range that is there.
+func wantsRange(header http.Header, r *http.Request) bool {
+	probe := r.Clone(r.Context())
+	probe.Method = http.MethodHead
+	probe.Header.Set("Range", "bytes=0-0")
+	w := &statusWriter{header: maps.Clone(header)}
+	http.ServeContent(w, probe, "", time.Time{}, io.NewSectionReader(nil, 0, 1))
+	return w.status == http.StatusPartialContent
+}
+
+// statusWriter keeps an answer's status and nothing else.
+type statusWriter struct {
+	header http.Header
+	status int
+}
+
+// Header implements http.ResponseWriter.
+func (w *statusWriter) Header() http.Header { return w.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (w *statusWriter) WriteHeader(status int) { w.status = status }
+
+// Write implements http.ResponseWriter.
+func (w *statusWriter) Write(p []byte) (int, error) { return len(p), nil }
+
 // firstRange is where a request for a blob begins and how much it wants from
 // there (-1: all): what has to be fetched first. It is a guess where that depends
 // on the blob's size, and of a list it is the first.
 func firstRange(r *http.Request) (offset, length int64) {
-	spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
-	if !ok || r.Header.Get("If-Range") != "" {
+	ranges, err := parseRange(r)
+	if err != nil || ranges == nil || r.Header.Get("If-Range") != "" {
 		return 0, -1
 	}
-	spec, _, _ = strings.Cut(spec, ",")
-	from, to, ok := strings.Cut(strings.TrimSpace(spec), "-")
-	if ok && from == "" {
+	switch first := ranges[0]; {
+	case first.suffix:
 		return 0, 1 // from the end: any byte tells where that is
-	}
-	first, err := strconv.ParseUint(from, 10, 62)
-	if !ok || err != nil {
-		return 0, -1
-	}
-	last, err := strconv.ParseUint(to, 10, 62)
-	if err != nil || last < first {
-		return int64(first), -1
-	}
-	return int64(first), int64(last-first) + 1
-}
-
-// satisfiable reports whether some of the bytes that a Range header asks for
-// are there. It takes a suffix of no bytes for what it is (RFC 9110, section
-// 14.1.2), which http.ServeContent answers with a 206. Lists of ranges are left
-// to that.
-func satisfiable(rng string, size int64) bool {
-	spec, ok := strings.CutPrefix(rng, "bytes=")
-	if !ok {
-		return false
-	}
-	if strings.Contains(spec, ",") {
-		return true
-	}
-	from, to, ok := strings.Cut(spec, "-")
-	first, err := strconv.ParseUint(strings.TrimSpace(from), 10, 63)
-	last, err2 := strconv.ParseUint(strings.TrimSpace(to), 10, 63)
-	switch {
-	case !ok:
-		return false
-	case from == "":
-		return err2 == nil && last > 0 && size > 0
-	case to != "" && (err2 != nil || last < first):
-		return false
+	case first.last == endless:
+		return first.first, -1
 	default:
-		return err == nil && (first < uint64(size) || size == 0) // all of an empty blob is nothing
+		return first.first, first.last - first.first + 1
 	}
 }

@@ -60,15 +60,17 @@ func fromUpstream(note *middleware.Note, u *upstream.Error) *errcode.Error {
 		e.Message = fmt.Sprintf("%s denies larder access to %s", note.Upstream, note.Repository)
 	case u.Status == http.StatusTooManyRequests:
 		e.Status, e.Code, e.Message = http.StatusTooManyRequests, errcode.TooManyRequests, note.Upstream+" limits how often larder may ask"
-		if after := u.Header.Get("Retry-After"); after != "" {
-			e.Header = http.Header{"Retry-After": {after}}
-		}
+	case u.Status == http.StatusLoopDetected:
+		e.Status, e.Message = http.StatusLoopDetected, note.Upstream+" leads back to larder; see LARDER_UPSTREAMS"
 	case u.Timeout():
 		e.Status, e.Message = http.StatusGatewayTimeout, note.Upstream+" does not answer in time"
 	case u.Status != 0:
 		e.Message = fmt.Sprintf("%s answers %d", note.Upstream, u.Status)
 	default:
 		e.Message = note.Upstream + " gives no answer that can be used"
+	}
+	if after := u.Header.Get("Retry-After"); after != "" && (u.Status == 0 || u.Status == http.StatusTooManyRequests) {
+		e.Header = http.Header{"Retry-After": {after}}
 	}
 	return e
 }

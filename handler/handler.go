@@ -19,12 +19,17 @@ import (
 	"larder/manifestcache"
 )
 
-// Config is what a handler answers from. All fields but Logger are needed.
+// Config is what a handler answers from. The first three fields are needed.
 type Config struct {
 	Upstreams *upstream.Client
 	Blobs     *blobcache.Cache
 	Manifests *manifestcache.Cache
-	Logger    *zap.Logger // nil: none
+
+	// Allow is which repositories are served (nil: all), Deny which of them are
+	// not.
+	Allow, Deny Globs
+
+	Logger *zap.Logger // nil: none
 }
 
 // Handler is the registry.
@@ -33,6 +38,8 @@ type Handler struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	answers   *answers
+	allow     Globs
+	deny      Globs
 	log       *zap.Logger
 }
 
@@ -43,18 +50,28 @@ func New(cfg Config) *Handler {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	return &Handler{upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, answers: newAnswers(), log: log}
+	return &Handler{
+		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, allow: cfg.Allow, deny: cfg.Deny,
+		answers: newAnswers(), log: log,
+	}
 }
 
 // ServeHTTP routes a request. net/http's own mux can't: repository names have
 // slashes in them, so paths are read from the right.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if answer := h.upstreams.Answer(r.Header["Via"]); answer != nil {
+		w.Header()["Via"] = answer
+	}
 	note := middleware.NoteOf(r.Context())
 	rt, err := parseRoute(r.URL)
 	if err == nil {
 		note.Kind = rt.kind
-		err = h.serve(w, r, rt, note)
+		if h.upstreams.Loops(r.Header["Via"]) {
+			err = looped()
+		} else {
+			err = h.serve(w, r, rt, note)
+		}
 	}
 	if err != nil {
 		h.fail(w, r, note, err)
@@ -77,9 +94,19 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *
 	case err != nil:
 		return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.NameInvalid, Message: "invalid repository name", Err: err}
 	}
+	repo = repo.Via(r.Header["Via"])
 	note.Upstream, note.Repository, note.Reference = repo.Host(), repo.String(), rt.reference
 	if ns != "" {
 		w.Header().Set("OCI-Namespace", ns)
+	}
+	if !h.allowed(note.Repository) {
+		note.Outcome = outcomeDenied
+		return &errcode.Error{
+			Status: http.StatusForbidden, Code: errcode.Denied, Message: fmt.Sprintf("larder is configured not to serve %s", repo),
+		}
+	}
+	if repo.Circular() {
+		return looped()
 	}
 	switch rt.kind {
 	case kindManifest:
@@ -91,6 +118,14 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *
 	default:
 		return h.serveReferrers(w, r, repo, rt.digest)
 	}
+}
+
+// outcomeDenied is for repositories that the operator does not want served.
+const outcomeDenied = "denied"
+
+// allowed is asked before any cache or upstream is.
+func (h *Handler) allowed(repository string) bool {
+	return (h.allow == nil || h.allow.match(repository)) && !h.deny.match(repository)
 }
 
 // The kinds of requests.
@@ -216,15 +251,24 @@ func notFound(message string) error {
 	return &errcode.Error{Status: http.StatusNotFound, Code: errcode.Unsupported, Message: message}
 }
 
-// notListed names the host, for the operator to add it or not.
+// notListed names the host, for the operator to add it or not. What is no host
+// may be a URL with a password in it, and is not repeated.
 func notListed(ns, name string, err error) error {
 	host := ns
 	if host == "" {
 		host, _, _ = strings.Cut(name, "/")
 	}
+	message := fmt.Sprintf("larder does not mirror %.255q", host)
+	if strings.ContainsAny(host, "@/?#% ") {
+		message = "larder does not mirror that: it is no host"
+	}
+	return &errcode.Error{Status: http.StatusNotFound, Code: errcode.NameUnknown, Message: message, Err: err}
+}
+
+func looped() error {
 	return &errcode.Error{
-		Status: http.StatusNotFound, Code: errcode.NameUnknown, Err: err,
-		Message: fmt.Sprintf("larder does not mirror %.255q", host),
+		Status: http.StatusLoopDetected, Code: errcode.Unavailable,
+		Message: "larder is asked by itself: one of its upstreams leads back to it; see LARDER_UPSTREAMS",
 	}
 }
 

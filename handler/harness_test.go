@@ -39,14 +39,18 @@ var chain = []string{"requestid", "log", "metrics", "recover", "auth", "readonly
 
 // setup is how a larder differs from the usual one.
 type setup struct {
-	dir     string                               // "": a new one
-	ttl     time.Duration                        // of manifests, and so of rights
-	tagTTL  time.Duration                        // 0: tags are always asked about
-	pipe    bool                                 // no sockets, docker.io only: for bubbles
-	tls     bool                                 // HTTP/2
-	verify  func(username, password string) bool // clients need a password
-	outside func(http.Handler) http.Handler      // around all of it
-	logger  *zap.Logger                          // nil: one that remembers, see larder.logs
+	dir     string                          // "": a new one
+	ttl     time.Duration                   // of manifests, and so of rights
+	tagTTL  time.Duration                   // 0: tags are always asked about
+	parts   int                             // of one blob at once; 0: one
+	pipe    bool                            // no sockets, docker.io only: for bubbles
+	tls     bool                            // HTTP/2
+	locked  bool                            // clients need a password, and nobody has one
+	floor   int                             // of the upstream's rate limit
+	outside func(http.Handler) http.Handler // around all of it
+	logger  *zap.Logger                     // nil: one that remembers, see larder.logs
+
+	allow, deny string // as in the environment
 }
 
 // larder is the registry, wired as main does it, in front of two upstreams.
@@ -70,7 +74,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 	core, logs := observer.New(zap.DebugLevel)
 	l.logs = logs
 	log := cmp.Or(s.logger, zap.New(core))
-	cfg := upstream.Config{Logger: log}
+	cfg := upstream.Config{Floor: s.floor, Logger: log}
 	var list string
 	if s.pipe {
 		l.hub = upstreamtest.NewPipe(tb)
@@ -86,19 +90,25 @@ func newLarder(tb testing.TB, s setup) *larder {
 	if l.upstreams, err = upstream.New(cfg); err != nil {
 		tb.Fatal(err)
 	}
-	l.blobs, err = blobcache.Open(l.root(tb, "blobs"), blobcache.Config{Linger: time.Minute, Logger: log})
+	l.blobs, err = blobcache.Open(l.root(tb, "blobs"), blobcache.Config{Linger: time.Minute, Connections: s.parts, Logger: log})
 	if err != nil {
 		tb.Fatal(err)
 	}
 	l.manifests, err = manifestcache.Open(l.root(tb, "manifests"), manifestcache.Config{
-		TTL: s.ttl, TagTTL: s.tagTTL, GoneIf: upstream.Refused, Logger: log,
+		TTL: s.ttl, TagTTL: s.tagTTL, GoneIf: upstream.Refused, Spare: l.upstreams.Spare, Logger: log,
 		StaleIf: func(err error) bool { return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest) },
 	})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	h := handler.New(handler.Config{Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests, Logger: log})
-	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}, Verify: s.verify}
+	h := handler.New(handler.Config{
+		Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests,
+		Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries), Logger: log,
+	})
+	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}}
+	if s.locked {
+		opts.Verify = func(context.Context, string, string) (bool, error) { return false, nil }
+	}
 	if l.handler, err = middleware.Builtin().Chain(h, opts, chain...); err != nil {
 		tb.Fatal(err)
 	}
@@ -118,6 +128,21 @@ func newLarder(tb testing.TB, s setup) *larder {
 	tb.Cleanup(func() { l.close(tb) })
 	return l
 }
+
+// globs are none of an empty list.
+func globs(tb testing.TB, list string, registries []upstream.Registry) handler.Globs {
+	tb.Helper()
+	if list == "" {
+		return nil
+	}
+	g, err := handler.ParseGlobs(list, registries)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return g
+}
+
+func outcomeField(outcome string) zap.Field { return zap.String("outcome", outcome) }
 
 func (l *larder) root(tb testing.TB, name string) *os.Root {
 	tb.Helper()

@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"larder/handler/upstream/upstreamtest"
 )
 
@@ -49,6 +51,31 @@ func TestMediaTypeIsEachUpstreamsOwnToSay(t *testing.T) {
 		a := l.ask(t, "GET", manifestPath("library/a", reference))
 		if got := a.Header.Get("Content-Type"); a.StatusCode != http.StatusOK || got != ociManifest {
 			t.Errorf("%s: %d of type %q, want %q", reference, a.StatusCode, got, ociManifest)
+		}
+	}
+}
+
+// What is in the cache for one repository stays what its upstream says that it
+// is, whatever another registry says of the same bytes.
+func TestAnotherRegistryCannotChangeTheMediaTypeOfWhatIsCached(t *testing.T) {
+	l := newLarder(t, setup{tagTTL: time.Hour})
+	body := []byte(`{"schemaVersion":2}`) // that does not say itself what it is
+	l.hub.AddManifest("library/a", "1", ociManifest, body)
+	l.ghcr.AddManifest("evil/x", "1", "application/x", body)
+	references := []string{"1", digest.FromBytes(body).String()}
+	for range 2 {
+		for _, reference := range references {
+			a := l.ask(t, "GET", manifestPath("library/a", reference))
+			if got := a.Header.Get("Content-Type"); a.StatusCode != http.StatusOK || got != ociManifest {
+				t.Errorf("%s: %d of type %q, want %q", reference, a.StatusCode, got, ociManifest)
+			}
+		}
+		l.ask(t, "GET", manifestPath("ghcr.io/evil/x", "1")).want(t, "Content-Type", "application/x")
+	}
+	l.hub.Stop()
+	for _, reference := range references { // what is on disk is not what docker.io has said
+		if a := l.ask(t, "GET", manifestPath("library/a", reference)); a.StatusCode != http.StatusBadGateway {
+			t.Errorf("%s in an outage: %d of type %q, want 502", reference, a.StatusCode, a.Header.Get("Content-Type"))
 		}
 	}
 }

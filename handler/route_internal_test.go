@@ -1,6 +1,9 @@
 package handler
 
 import (
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"path"
 	"regexp"
@@ -65,6 +68,82 @@ func FuzzRoute(f *testing.F) {
 		}
 		if rt.kind == kindManifest && rt.digest == "" && !tag.MatchString(rt.reference) {
 			t.Errorf("%q is let pass with tag %q", target, rt.reference)
+		}
+	})
+}
+
+// FuzzNamespace checks that a query names a listed registry, by one of its own
+// names, or none.
+func FuzzNamespace(f *testing.F) {
+	for _, s := range []string{
+		"", "ns=", "ns=docker.io", "ns=index.docker.io", "ns=registry-1.docker.io", "ns=GHCR.io", "ns=ghcr.io.", "ns=ghcr.io:443", "ns=x@ghcr.io", "ns=https://ghcr.io",
+		"ns=ghcr.io&ns=ghcr.io", "ns=ghcr.io;ns=x", "ns=%67hcr.io", "ns=%zz", "ns=ghcr.io%00", "ns=ghcr.io/a", "NS=ghcr.io", "ns[]=ghcr.io", "ns=169.254.169.254",
+		"ns=[::1]:5000", "ns=localhost:5000", "ns=+ghcr.io", "ns=ghcr.io%20", "ns=\u212a.io", "x=1&ns=ghcr.io", "ns=ɢhcr.io",
+	} {
+		f.Add(s)
+	}
+	registries, err := upstream.ParseList("docker.io,ghcr.io,[::1]:5000,k.io")
+	if err != nil {
+		f.Fatal(err)
+	}
+	client, err := upstream.New(upstream.Config{Registries: registries})
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer client.Close()
+	names := map[string]string{
+		"": "docker.io", "docker.io": "docker.io", "index.docker.io": "docker.io", "registry-1.docker.io": "docker.io", "registry.hub.docker.com": "docker.io",
+		"ghcr.io": "ghcr.io", "[::1]:5000": "[::1]:5000", "k.io": "k.io",
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		ns, err := namespace(&url.URL{RawQuery: query})
+		if err != nil {
+			return
+		}
+		if values, err := url.ParseQuery(query); err != nil || len(values["ns"]) > 1 || values.Get("ns") != ns {
+			t.Errorf("%q has the ns %q, %v", query, ns, err)
+		}
+		host := names[strings.ToLower(ns)]
+		repo, err := client.Repository(ns, "a/b")
+		switch {
+		case host == "" && err == nil:
+			t.Errorf("%q is let pass to %s", ns, repo.Host())
+		case host != "" && (err != nil || repo.Host() != host || repo.String() != host+"/a/b"):
+			t.Errorf("%q is %v (%v), want %s", ns, repo, err, host)
+		}
+	})
+}
+
+// FuzzListingLink checks that whatever upstream says about its next page, what
+// clients are told is one link to this very place, with the same parameters.
+func FuzzListingLink(f *testing.F) {
+	for _, s := range []string{"n=2&last=b", "last=>; rel=x", "last=%0d%0aSet-Cookie:%20x", "ns=evil.example&n=1", "last=ä%22,<b>", "n=%00"} {
+		f.Add(s, "/v2/a/b/tags/list?ns=docker.io")
+		f.Add(s, "/v2/a%3eb/%0d%0a/list")
+	}
+	link := regexp.MustCompile(`^<(/[!-;=?-~]*)>; rel="next"$`)
+	f.Fuzz(func(t *testing.T, next, target string) {
+		values, err := url.ParseQuery(next)
+		u, err2 := url.ParseRequestURI(target)
+		if err != nil || err2 != nil || !strings.HasPrefix(target, "/v2/") {
+			return
+		}
+		w := httptest.NewRecorder()
+		serveListing(w, &http.Request{Method: http.MethodGet, URL: u}, &upstream.Listing{Next: maps.Clone(values)})
+		m := link.FindStringSubmatch(w.Header().Get("Link"))
+		if m == nil {
+			t.Fatalf("%q becomes the link %q", next, w.Header().Get("Link"))
+		}
+		told, err := url.Parse(m[1])
+		if err != nil || told.Path != u.Path || told.Host != "" {
+			t.Fatalf("%q of %q leads to %q", next, target, m[1])
+		}
+		values.Del("ns")
+		if ns := u.Query().Get("ns"); ns != "" {
+			values.Set("ns", ns)
+		}
+		if told.Query().Encode() != values.Encode() {
+			t.Errorf("%q is told as %q", next, told.RawQuery)
 		}
 	})
 }

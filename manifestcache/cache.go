@@ -86,6 +86,10 @@ type Config struct {
 	// GoneIf tells errors that are an explicit no, which ends the use of what
 	// was known before. nil: none are.
 	GoneIf func(error) bool
+	// Spare says why an upstream, named by a repository of its, should not be
+	// asked now what a tag points at if that is known; its error need not be one
+	// that StaleIf tells. nil, or a nil error: ask.
+	Spare  func(repository string) error
 	Logger *zap.Logger // nil: none
 }
 
@@ -132,6 +136,9 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	if cfg.GoneIf == nil {
 		cfg.GoneIf = func(error) bool { return false }
 	}
+	if cfg.Spare == nil {
+		cfg.Spare = func(string) error { return nil }
+	}
 	log := cfg.Logger
 	if log == nil {
 		log = zap.NewNop()
@@ -161,7 +168,8 @@ func (c *Cache) Close() error {
 func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
 	if c.cfg.TagTTL > 0 {
 		if link := c.readTag(repository, tag); link != nil && time.Since(link.validated) < c.cfg.TagTTL {
-			if m := c.load(link.Descriptor.Digest); m != nil {
+			right, ok := c.validated(repository, link.Descriptor.Digest)
+			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
 				return c.answer(m, Hit, link.validated), nil
 			}
 		}
@@ -175,9 +183,9 @@ func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) 
 // asked if the manifest is not on disk, or if it is not known (or no longer)
 // that the repository has it.
 func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest, up Upstream) (*Manifest, error) {
-	if validated, ok := c.validated(repository, d); ok && c.fresh(validated) {
-		if m := c.load(d); m != nil {
-			return c.answer(m, Hit, validated), nil
+	if right, ok := c.validated(repository, d); ok && c.fresh(right.at) {
+		if m := c.load(d); m != nil && right.covers(m) {
+			return c.answer(m, Hit, right.at), nil
 		}
 	}
 	return c.once(ctx, repository+"@"+d.String(), func(ctx context.Context) (*Manifest, error) {
@@ -254,6 +262,11 @@ func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
 // revalidate asks upstream what a tag points at now. A HEAD is enough if that
 // is on disk, be it the same as before or not.
 func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
+	if err := c.cfg.Spare(repository); err != nil {
+		if m := c.stale(repository, tag, err); m != nil {
+			return m, nil
+		}
+	}
 	desc, err := up.HeadManifest(ctx, tag)
 	if err != nil {
 		return c.withoutAnswer(repository, tag, err)
@@ -271,6 +284,9 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstr
 	}
 	m, err := c.fetch(ctx, repository, reference, up)
 	if err != nil {
+		if desc.Digest != "" && c.cfg.GoneIf(err) { // it was the manifest that was asked for
+			c.revoke(repository, desc.Digest)
+		}
 		return c.withoutAnswer(repository, tag, err)
 	}
 	c.link(repository, tag, m)
@@ -287,20 +303,30 @@ func (c *Cache) withoutAnswer(repository, tag string, err error) (*Manifest, err
 	if !c.cfg.StaleIf(err) {
 		return nil, err
 	}
+	if m := c.stale(repository, tag, err); m != nil {
+		return m, nil
+	}
+	return nil, err
+}
+
+// stale is what a tag pointed at when upstream last said it, which it can't say
+// now because of err. It is nil if that is not known, or not there.
+func (c *Cache) stale(repository, tag string, err error) *Manifest {
 	link := c.readTag(repository, tag)
 	if link == nil {
-		return nil, err
+		return nil
 	}
-	if _, ok := c.validated(repository, link.Descriptor.Digest); !ok {
-		return nil, err // upstream has said no to the manifest itself
+	right, ok := c.validated(repository, link.Descriptor.Digest)
+	if !ok {
+		return nil // upstream has said no to the manifest itself
 	}
 	m := c.load(link.Descriptor.Digest)
-	if m == nil {
-		return nil, err
+	if m == nil || !right.covers(m) {
+		return nil
 	}
 	c.log.Warn("upstream can't say what a tag points at; answering with what it was",
 		zap.String("repository", repository), zap.String("tag", tag), zap.Time("validated", link.validated), zap.Error(err))
-	return dated(m, Stale, link.validated), nil
+	return dated(m, Stale, link.validated)
 }
 
 // prove gets the manifest d for a repository that is not known to have it, or
@@ -313,7 +339,7 @@ func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, u
 			return c.unproven(repository, d, m, err)
 		}
 		if desc.Digest == d && desc.MediaType == m.MediaType {
-			c.validate(repository, d)
+			c.validate(repository, m)
 			return dated(m, Revalidated, time.Now()), nil
 		}
 		// A HEAD does not tell. A GET does.
@@ -332,11 +358,11 @@ func (c *Cache) unproven(repository string, d digest.Digest, m *Manifest, err er
 		c.revoke(repository, d)
 		return nil, err
 	}
-	validated, ok := c.validated(repository, d)
-	if m == nil || !ok || !c.cfg.StaleIf(err) {
+	right, ok := c.validated(repository, d)
+	if m == nil || !ok || !right.covers(m) || !c.cfg.StaleIf(err) {
 		return nil, err
 	}
-	return dated(m, Stale, validated), nil
+	return dated(m, Stale, right.at), nil
 }
 
 // fetch gets a manifest from upstream, checks it and stores it.
@@ -363,6 +389,6 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upst
 		Body:       body,
 	}
 	c.store(m)
-	c.validate(repository, m.Digest)
+	c.validate(repository, m)
 	return dated(m, Miss, time.Now()), nil
 }

@@ -156,11 +156,7 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 		if !ok {
 			return false
 		}
-		c.mu.Lock()
-		if c.rights[r] == nil {
-			c.rights[r] = &validation{at: fi.ModTime(), touched: fi.ModTime()}
-		}
-		c.mu.Unlock()
+		c.readRight(r)
 	default:
 		d, ok := parseManifestName(name)
 		if !ok {

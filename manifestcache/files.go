@@ -23,7 +23,8 @@ import (
 // The directory, beside one directory of manifests per digest algorithm:
 //
 //	tags/ab/abcdef…              what a tag points at; the name is a hash of "repository:tag"
-//	repositories/abcdef…/D       the repository (a hash of its name) has the manifest D
+//	repositories/abcdef…/D       the repository (a hash of its name) has the manifest D, as what is
+//	                             in the file: its media type, which no digest covers
 //
 // A manifest is one line of JSON, its header, and then its bytes. The mtime of
 // a manifest is its last use; that of the others, when upstream last said so.
@@ -49,7 +50,7 @@ type header struct {
 
 // link is the content of a tag's file.
 type link struct {
-	Reference  string             `json:"reference"` // for people; the name is a hash
+	Reference  string             `json:"reference"` // the name is a hash
 	Descriptor ocispec.Descriptor `json:"descriptor"`
 
 	validated time.Time
@@ -188,7 +189,9 @@ func (c *Cache) readTag(repository, tag string) *link {
 	}
 	var l *link
 	if err == nil {
-		l, err = decodeTag(data)
+		if l, err = decodeTag(data); err == nil && l.Reference != repository+":"+tag {
+			err = errDamaged // another tag's
+		}
 	}
 	if err != nil {
 		c.count.damaged.Add(1)
@@ -202,7 +205,7 @@ func (c *Cache) readTag(repository, tag string) *link {
 
 // link records that upstream says that a tag points at m, now.
 func (c *Cache) link(repository, tag string, m *Manifest) {
-	c.validate(repository, m.Digest)
+	c.validate(repository, m)
 	name, now := tagName(repository, tag), time.Now()
 	old := c.readTag(repository, tag)
 	var err error

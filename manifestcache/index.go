@@ -3,8 +3,6 @@ package manifestcache
 import (
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
-	"os"
 	"path"
 	"time"
 
@@ -58,7 +56,15 @@ type entry struct {
 	lists   []digest.Digest // the manifests that it names, if it is an index
 }
 
-type validation struct{ at, touched time.Time }
+// validation is upstream's word that a repository has a manifest.
+type validation struct {
+	at, touched time.Time
+	mediaType   string // that the manifest has there; "" if the file does not say
+}
+
+// covers reports whether upstream's word is about m as it is on disk: another
+// repository may have it there as something else.
+func (v validation) covers(m *Manifest) bool { return v.mediaType == "" || v.mediaType == m.MediaType }
 
 func newIndex() index {
 	return index{
@@ -130,64 +136,73 @@ func (c *Cache) fresh(validated time.Time) bool {
 	return c.cfg.TTL == 0 || time.Since(validated) < c.cfg.TTL
 }
 
-// validated is when upstream last said that the repository has the manifest d.
-func (c *Cache) validated(repository string, d digest.Digest) (time.Time, bool) {
+// validated is what upstream last said of the manifest d in the repository, if
+// that was a yes.
+func (c *Cache) validated(repository string, d digest.Digest) (validation, bool) {
 	r := newRight(repository, d)
 	c.mu.Lock()
 	v := c.rights[r]
 	if v != nil {
 		defer c.mu.Unlock()
-		return v.at, true
+		return *v, true
 	}
 	c.mu.Unlock()
-	fi, err := c.root.Stat(rightName(r)) // not scanned yet
+	if !c.readRight(r) { // not scanned yet
+		return validation{}, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v = c.rights[r]; v == nil {
+		return validation{}, false // revoked meanwhile
+	}
+	return *v, true
+}
+
+// readRight makes known what a file says of a right, unless more is known. It
+// reports whether there is such a file.
+func (c *Cache) readRight(r right) bool {
+	mediaType, mtime, err := c.readFile(rightName(r))
 	if err != nil {
-		return time.Time{}, false
+		return false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.rights[r] == nil {
-		c.rights[r] = &validation{at: fi.ModTime(), touched: fi.ModTime()}
+		c.rights[r] = &validation{at: mtime, touched: mtime, mediaType: string(mediaType)}
 	}
-	return c.rights[r].at, true
+	return true
 }
 
-// validate records that upstream says that the repository has the manifest d.
-func (c *Cache) validate(repository string, d digest.Digest) {
-	r, now := newRight(repository, d), time.Now()
+// validate records that upstream says that the repository has m, now.
+func (c *Cache) validate(repository string, m *Manifest) {
+	r, now := newRight(repository, m.Digest), time.Now()
 	c.mu.Lock()
 	v := c.rights[r]
 	if v == nil {
 		v = new(validation)
 		c.rights[r] = v
 	}
-	v.at = now
-	touch := now.Sub(v.touched) >= c.touchEvery()
-	if touch {
+	write := now.Sub(v.touched) >= c.touchEvery() || v.mediaType != m.MediaType
+	if write {
 		v.touched = now
 	}
+	v.at, v.mediaType = now, m.MediaType
 	c.mu.Unlock()
-	if !touch {
+	if !write {
 		return
 	}
 	name := rightName(r)
 	err := c.root.MkdirAll(path.Dir(name), 0o700)
 	if err == nil {
-		err = c.touchFile(name, now)
+		err = c.root.WriteFile(name, []byte(m.MediaType), 0o600) // half of it is no type of any manifest
+	}
+	if err == nil {
+		err = c.root.Chtimes(name, now, now)
 	}
 	if err != nil {
-		c.disk.Warn("right of a repository not recorded", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
+		c.disk.Warn("right of a repository not recorded", zap.String("repository", repository), zap.Stringer("digest", m.Digest), zap.Error(err))
 	}
 	c.schedule(name, now)
-}
-
-// touchFile makes the file, which has no content, if need be.
-func (c *Cache) touchFile(name string, now time.Time) error {
-	f, err := c.root.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Close(), c.root.Chtimes(name, now, now))
 }
 
 // revoke records that the repository does not have the manifest d any more.

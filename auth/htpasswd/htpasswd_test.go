@@ -1,6 +1,8 @@
 package htpasswd
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +14,8 @@ import (
 	"time"
 
 	"github.com/tg123/go-htpasswd"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/crypto/bcrypt"
 )
 
@@ -32,12 +36,22 @@ func write(t *testing.T, path string, lines ...string) {
 	}
 }
 
+// verify is for those who wait as long as it takes, and find nobody before them.
+func verify(t *testing.T, f *File, username, password string) bool {
+	t.Helper()
+	ok, err := f.Verify(t.Context(), username, password)
+	if err != nil {
+		t.Error(err)
+	}
+	return ok
+}
+
 // opened is a File of these lines, the path of it, and how often it ran bcrypt.
 func opened(t *testing.T, lines ...string) (f *File, path string, runs *atomic.Int64) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "htpasswd")
 	write(t, path, lines...)
-	f, err := Open(path)
+	f, err := Open(path, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +90,7 @@ func TestVerify(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			for range 2 { // the second time from memory
-				if got := f.Verify(test.username, test.password); got != test.want {
+				if got := verify(t, f, test.username, test.password); got != test.want {
 					t.Errorf("got %v, want %v", got, test.want)
 				}
 			}
@@ -102,7 +116,7 @@ func TestEachAnswerCostsOneBcryptUnlessItWasYesBefore(t *testing.T) {
 	}
 	for i, step := range steps {
 		before := runs.Load()
-		f.Verify(step.username, step.password)
+		verify(t, f, step.username, step.password)
 		if got := runs.Load() - before; got != step.want {
 			t.Errorf("step %d, %s with %q: got %d bcrypt runs, want %d", i, step.username, step.password, got, step.want)
 		}
@@ -113,7 +127,7 @@ func TestMemoryIsBoundedByUsers(t *testing.T) {
 	long := strings.Repeat("x", 72) // bcrypt takes no notice of what follows
 	f, _, _ := opened(t, entry(t, "alice", long))
 	for i := range 10 {
-		if !f.Verify("alice", long+fmt.Sprint(i)) {
+		if !verify(t, f, "alice", long+fmt.Sprint(i)) {
 			t.Fatalf("password %d is wrong; this test needs many that are right", i)
 		}
 	}
@@ -122,15 +136,37 @@ func TestMemoryIsBoundedByUsers(t *testing.T) {
 	}
 }
 
-func TestUnknownUsersAreComparedWithTheDearestHash(t *testing.T) {
-	dear, err := bcrypt.GenerateFromPassword([]byte("p"), bcrypt.MinCost+1)
-	if err != nil {
-		t.Fatal(err)
+// TestRefusalsCostTheSame counts in units of the cheapest bcrypt.
+func TestRefusalsCostTheSame(t *testing.T) {
+	hash := func(username string, cost int) string {
+		h, err := bcrypt.GenerateFromPassword([]byte(username), cost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return username + ":" + string(h) + "\n"
 	}
-	f, _, _ := opened(t, entry(t, "alice", "p"), "bob:"+string(dear)+"\n", entry(t, "carol", "p"))
+	f, _, _ := opened(t, hash("cheap", bcrypt.MinCost), hash("dear", bcrypt.MinCost+3), hash("between", bcrypt.MinCost+1))
 	u := f.users.Load()
-	if u.decoy != u.hashes["bob"] {
-		t.Error("the decoy is not the hash with the highest cost")
+	price := make(map[htpasswd.EncodedPasswd]int)
+	for _, h := range u.hashes {
+		price[h.EncodedPasswd] = 1 << (h.cost - bcrypt.MinCost)
+	}
+	for cost, h := range u.padding {
+		if h != nil {
+			price[h] = 1 << (cost - bcrypt.MinCost)
+		}
+	}
+	total := 0
+	match := f.match
+	f.match = func(hash htpasswd.EncodedPasswd, password string) bool {
+		total += price[hash]
+		return match(hash, password)
+	}
+	for _, username := range []string{"cheap", "between", "dear", "nobody", ""} {
+		total = 0
+		if verify(t, f, username, "wrong") || total != 8 {
+			t.Errorf("a wrong password of %q costs %d, want 8", username, total)
+		}
 	}
 }
 
@@ -147,7 +183,7 @@ func TestManyVerifiesOfOnePairRunOneBcrypt(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 50 {
 			wg.Go(func() {
-				if f.Verify("alice", "wonderland") {
+				if verify(t, f, "alice", "wonderland") {
 					right.Add(1)
 				}
 			})
@@ -164,50 +200,116 @@ func TestManyVerifiesOfOnePairRunOneBcrypt(t *testing.T) {
 	})
 }
 
-func TestWrongPasswordsRunFewBcryptsAtOnce(t *testing.T) {
+// gated makes every bcrypt of f wait, of which n may run at once.
+func gated(f *File, n int) (running *atomic.Int64, release chan struct{}) {
+	f.slots, f.places = make(chan struct{}, n), make(chan struct{}, n+maxWaiting)
+	running, release = new(atomic.Int64), make(chan struct{})
+	match := f.match
+	f.match = func(hash htpasswd.EncodedPasswd, password string) bool {
+		running.Add(1)
+		defer running.Add(-1)
+		<-release
+		return match(hash, password)
+	}
+	return running, release
+}
+
+func TestWrongPasswordsWaitInAShortQueueAndHoldUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, _, _ := opened(t, entry(t, "alice", "wonderland"))
-		f.slots = make(chan struct{}, 3)
-		release := make(chan struct{})
-		var running atomic.Int64
-		f.match = func(htpasswd.EncodedPasswd, string) bool {
-			running.Add(1)
-			<-release
-			running.Add(-1)
-			return false
-		}
+		f, _, _ := opened(t, entry(t, "alice", "wonderland"), entry(t, "bob", "p"))
+		verify(t, f, "alice", "wonderland")
+		running, release := gated(f, 3)
+		ctx, leave := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
-		for i := range 50 {
-			wg.Go(func() { f.Verify("mallory", fmt.Sprint(i)) })
+		var refused, left atomic.Int64
+		const guesses = 200
+		for i := range guesses {
+			wg.Go(func() {
+				ok, err := f.Verify(ctx, "mallory", fmt.Sprint(i))
+				switch {
+				case ok:
+					t.Errorf("guess %d is right", i)
+				case errors.Is(err, ErrBusy):
+					refused.Add(1)
+				case errors.Is(err, context.Canceled):
+					left.Add(1)
+				}
+			})
 		}
-		for range 50 {
-			synctest.Wait()
-			if got := running.Load(); got > 3 {
-				t.Fatalf("got %d at once, want at most 3", got)
+		synctest.Wait()
+		if r, n := running.Load(), refused.Load(); r != 3 || n != guesses-3-maxWaiting {
+			t.Errorf("%d at once and %d refused, want 3 and %d", r, n, guesses-3-maxWaiting)
+		}
+		if !verify(t, f, "alice", "wonderland") {
+			t.Error("a password that was right before is not taken")
+		}
+		if _, err := f.Verify(t.Context(), "bob", "p"); !errors.Is(err, ErrBusy) {
+			t.Errorf("one more: %v, want %v", err, ErrBusy)
+		}
+		leave()
+		synctest.Wait()
+		if n := left.Load(); n != maxWaiting {
+			t.Errorf("%d have left the queue, want %d", n, maxWaiting)
+		}
+		wg.Go(func() {
+			if !verify(t, f, "bob", "p") {
+				t.Error("a first sign-in after those that left is refused")
 			}
-			release <- struct{}{}
-		}
+		})
+		close(release)
 		wg.Wait()
+	})
+}
+
+func TestWhoWaitsForAnotherSCheckOutlivesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _, runs := opened(t, entry(t, "alice", "wonderland"))
+		_, release := gated(f, 1)
+		var wg sync.WaitGroup
+		wg.Go(func() { verify(t, f, "mallory", "x") }) // has the slot
+		synctest.Wait()
+		ctx, leave := context.WithCancel(t.Context())
+		wg.Go(func() {
+			if _, err := f.Verify(ctx, "alice", "wonderland"); !errors.Is(err, context.Canceled) {
+				t.Errorf("who left: %v, want %v", err, context.Canceled)
+			}
+		})
+		synctest.Wait()
+		for range 10 {
+			wg.Go(func() {
+				if !verify(t, f, "alice", "wonderland") {
+					t.Error("refused as another has left")
+				}
+			})
+		}
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+		if got := runs.Load(); got != 2 {
+			t.Errorf("%d bcrypt runs, want 2", got)
+		}
 	})
 }
 
 func TestChangedFileIsSeenWithinASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, path, _ := opened(t, entry(t, "alice", "old"))
-		f.Verify("alice", "old")
+		verify(t, f, "alice", "old")
 		next := path + ".next" // as long as before, and maybe within one tick: another file
 		write(t, next, entry(t, "alice", "new"))
 		if err := os.Rename(next, path); err != nil {
 			t.Fatal(err)
 		}
-		if !f.Verify("alice", "old") {
+		if !verify(t, f, "alice", "old") {
 			t.Error("looked at the file again at once")
 		}
 		time.Sleep(checkEvery)
-		if f.Verify("alice", "old") {
+		if verify(t, f, "alice", "old") {
 			t.Error("the old password is still right")
 		}
-		if !f.Verify("alice", "new") {
+		if !verify(t, f, "alice", "new") {
 			t.Error("the new password is wrong")
 		}
 	})
@@ -217,47 +319,39 @@ func TestBadFileLeavesTheOldOneInForce(t *testing.T) {
 	alice := entry(t, "alice", "p")
 	synctest.Test(t, func(t *testing.T) {
 		f, path, _ := opened(t, alice)
-		check := func(step, username, wantErr string) {
+		core, logs := observer.New(zap.InfoLevel)
+		f.log = zap.New(core)
+		check := func(step, username, wantError string, news int) {
 			t.Helper()
-			time.Sleep(checkEvery)
-			if !f.Verify(username, "p") {
-				t.Errorf("%s: %s is not verified", step, username)
+			for range 3 {
+				time.Sleep(checkEvery)
+				if !verify(t, f, username, "p") {
+					t.Errorf("%s: %s is not verified", step, username)
+				}
 			}
-			if err := f.Err(); wantErr == "" && err != nil || wantErr != "" && (err == nil || !strings.Contains(err.Error(), wantErr)) {
-				t.Errorf("%s: got error %v, want %q", step, err, wantErr)
+			lines := logs.TakeAll()
+			if len(lines) != news {
+				t.Errorf("%s: %d lines in the log, want %d", step, len(lines), news)
+			}
+			for _, line := range lines {
+				if text := fmt.Sprint(line.ContextMap()["error"]); (line.Level == zap.ErrorLevel) != (wantError != "") || !strings.Contains(text, wantError) {
+					t.Errorf("%s: logged %v with error %q, want %q", step, line.Entry, text, wantError)
+				}
 			}
 		}
-		check("unchanged", "alice", "")
+		check("unchanged", "alice", "", 0)
 		write(t, path, alice, "bob:plain\n")
-		check("bad line", "alice", path+": line 2: ")
-		check("still bad", "alice", path+": line 2: ")
+		check("bad line", "alice", path+": line 2: ", 1)
 		write(t, path)
-		check("empty", "alice", "no users")
+		check("empty", "alice", "no users", 1)
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		check("gone", "alice", "no such file")
-		check("still gone", "alice", "no such file")
+		check("gone", "alice", "no such file", 1)
 		write(t, path, entry(t, "bob", "p"))
-		check("good again", "bob", "")
-		if f.Verify("alice", "p") {
+		check("good again", "bob", "", 1)
+		if verify(t, f, "alice", "p") {
 			t.Error("alice is still verified although the good file is without her")
 		}
 	})
-}
-
-func TestReloadSaysWhatIsWrong(t *testing.T) {
-	f, path, _ := opened(t, entry(t, "alice", "p"))
-	write(t, path, "alice:plain\n")
-	err := f.Reload()
-	if err == nil || f.Err() != err {
-		t.Errorf("got %v, and %v from Err", err, f.Err())
-	}
-	write(t, path, entry(t, "bob", "p"))
-	if err := f.Reload(); err != nil || f.Err() != nil {
-		t.Errorf("got %v, and %v from Err", err, f.Err())
-	}
-	if !f.Verify("bob", "p") {
-		t.Error("bob is not verified right after Reload")
-	}
 }

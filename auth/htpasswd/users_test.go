@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"go.uber.org/zap"
 )
 
 const hash = "$2y$04$abcdefghijklmnopqrstuuGIfxXfSNxH6LIVlrpfLA3hT0hjbVhBW"
@@ -37,7 +39,7 @@ func TestOpenNamesEachBadLine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "htpasswd")
 			write(t, path, test.content)
-			_, err := Open(path)
+			_, err := Open(path, zap.NewNop())
 			if err == nil {
 				t.Fatal("no error")
 			}
@@ -50,7 +52,7 @@ func TestOpenNamesEachBadLine(t *testing.T) {
 
 func TestOpenOfNoFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "none")
-	if _, err := Open(path); !os.IsNotExist(err) || !strings.Contains(err.Error(), path) {
+	if _, err := Open(path, zap.NewNop()); !os.IsNotExist(err) || !strings.Contains(err.Error(), path) {
 		t.Errorf("got %v, want that %s does not exist", err, path)
 	}
 }
@@ -68,11 +70,11 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if len(u.hashes) == 0 || u.decoy == nil {
+		if len(u.hashes) == 0 || u.decoy.EncodedPasswd == nil {
 			t.Errorf("no error, but %d users and decoy %v", len(u.hashes), u.decoy)
 		}
 		for username, hash := range u.hashes {
-			if username == "" || strings.Contains(username, ":") || hash == nil {
+			if username == "" || strings.Contains(username, ":") || hash.EncodedPasswd == nil {
 				t.Errorf("user %q with hash %v", username, hash)
 			}
 		}

@@ -9,12 +9,15 @@ import (
 	"net/http/pprof"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"larder/handler/middleware"
 )
 
 // New makes the handler. ready says why larder should not be sent requests, or
 // nil; upstreams have no part in that, as larder is there for when they are
-// down. What is less bad than that is a detail.
-func New(metrics *Metrics, ready func() (detail string, err error)) http.Handler {
+// down. What is less bad than that is a detail. Everything but these two is
+// behind protect.
+func New(metrics *Metrics, ready func() (detail string, err error), protect middleware.Middleware) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "ok")
@@ -35,7 +38,14 @@ func New(metrics *Metrics, ready func() (detail string, err error)) http.Handler
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return mux
+	protected := protect(mux)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		protected.ServeHTTP(w, r)
+	})
 }
 
 func answer(w http.ResponseWriter, status int, text string) {

@@ -30,6 +30,7 @@ type larder struct {
 	admin     http.Handler
 	detail    string
 	ready     error
+	locked    bool
 }
 
 func newLarder(t *testing.T) *larder {
@@ -56,7 +57,15 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.admin = admin.New(metrics, func() (string, error) { return l.detail, l.ready })
+	l.admin = admin.New(metrics, func() (string, error) { return l.detail, l.ready }, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if l.locked {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
 	t.Cleanup(func() {
 		for _, c := range []io.Closer{l.blobs, l.manifests, upstreams} {
 			if err := c.Close(); err != nil {
@@ -259,6 +268,23 @@ func TestMetricsOfFaults(t *testing.T) {
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %q, want %s", name, got[name], want)
+		}
+	}
+}
+
+func TestAllButHealthIsProtected(t *testing.T) {
+	l := newLarder(t)
+	l.locked = true
+	for target, want := range map[string]int{
+		"/healthz": 200, "/readyz": 200, "/metrics": 401, "/": 401, "/debug/pprof/": 401, "/debug/pprof/cmdline": 401, "/debug/pprof/heap": 401,
+		"/healthz/": 401, "/healthz/../metrics": 401, "//metrics": 401, "/HEALTHZ": 401, "/healthz%2f..%2fmetrics": 401, "/anything": 401,
+	} {
+		for _, method := range []string{"GET", "HEAD"} {
+			rec := httptest.NewRecorder()
+			l.admin.ServeHTTP(rec, httptest.NewRequest(method, target, nil))
+			if rec.Code != want {
+				t.Errorf("%s %s: %d, want %d", method, target, rec.Code, want)
+			}
 		}
 	}
 }

@@ -34,7 +34,7 @@ func NewMetrics(version string, from Sources) *Metrics {
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
-			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; empty for errors) and HTTP status (499: the client left).",
+			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW or LARDER_DENY; empty for other errors) and HTTP status (499: the client left).",
 		}, []string{"kind", "outcome", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "larder_request_duration_seconds",
@@ -82,12 +82,22 @@ var (
 	mismatchesDesc = prometheus.NewDesc("larder_digest_mismatches_total", "Answers of upstreams that were thrown away because their bytes were wrong.", []string{"kind"}, nil)
 	damagedDesc    = prometheus.NewDesc("larder_damaged_total", "Files of the cache that were thrown away because they were not what was stored.", []string{"kind"}, nil)
 	expiredDesc    = prometheus.NewDesc("larder_expired_total", "Files removed at the end of their time to live.", []string{"kind"}, nil)
+	openDesc       = prometheus.NewDesc("larder_upstream_breaker_open", "1 while an upstream is left alone because it has failed.", []string{"host", "url"}, nil)
+	tripsDesc      = prometheus.NewDesc("larder_upstream_breaker_trips_total", "How often an upstream has begun to be left alone.", []string{"host", "url"}, nil)
+	heldDesc       = prometheus.NewDesc("larder_upstream_held_repositories", "Repositories that an upstream is not asked about, after 429 or failures that are theirs alone.", []string{"host", "url"}, nil)
+	limitDesc      = prometheus.NewDesc("larder_upstream_ratelimit_limit", "Pulls that an upstream allows in its window, where it says so.", []string{"host", "url"}, nil)
+	remainingDesc  = prometheus.NewDesc("larder_upstream_ratelimit_remaining", "Pulls of them that were left when it last said so.", []string{"host", "url"}, nil)
+	sourceDesc     = prometheus.NewDesc("larder_upstream_ratelimit_source", "Always 1; whose pulls are counted, an address or a user, is a label.", []string{"host", "url", "source"}, nil)
 	failedDesc     = prometheus.NewDesc("larder_expire_errors_total", "Expired files that could not be removed; each is tried again.", []string{"kind"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{fillsDesc, entriesDesc, bytesDesc, maxDesc, reservedDesc, evictedDesc, evictedBDesc, passedDesc, storeDesc, scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc} {
+	for _, d := range []*prometheus.Desc{
+		fillsDesc, entriesDesc, bytesDesc, maxDesc, reservedDesc, evictedDesc, evictedBDesc, passedDesc, storeDesc,
+		scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc,
+		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc,
+	} {
 		ch <- d
 	}
 }
@@ -129,9 +139,21 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(expiredDesc, m.Expired, "manifest")
 	counter(failedDesc, m.ExpireErrors, "manifest")
 
-	for host, answers := range c.from.Upstreams.Stats().Answers {
+	u := c.from.Upstreams.Stats()
+	for host, answers := range u.Answers {
 		for code, n := range answers {
 			counter(answersDesc, n, host, strconv.Itoa(code))
 		}
+	}
+	for _, p := range u.Places {
+		gauge(openDesc, map[bool]int64{true: 1}[p.Open], p.Host, p.URL)
+		counter(tripsDesc, p.Trips, p.Host, p.URL)
+		gauge(heldDesc, int64(p.Held), p.Host, p.URL)
+		if p.Quota.Seen.IsZero() {
+			continue
+		}
+		gauge(limitDesc, int64(p.Quota.Limit), p.Host, p.URL)
+		gauge(remainingDesc, int64(p.Quota.Remaining), p.Host, p.URL)
+		gauge(sourceDesc, 1, p.Host, p.URL, p.Quota.Source)
 	}
 }

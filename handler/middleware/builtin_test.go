@@ -160,7 +160,7 @@ func TestAccessLog(t *testing.T) {
 		n.Repository, n.Reference, n.Outcome, n.Err = "docker.io/library/alpine", "3.20", "stale", errors.New("no answer")
 		w.WriteHeader(http.StatusAccepted)
 		io.WriteString(w, "fine")
-	}, middleware.Options{Verify: func(string, string) bool { return true }}, "requestid", "log", "auth")
+	}, middleware.Options{Verify: everybody}, "requestid", "log", "auth")
 	if _, _, err := get(t, s.URL+"/v2/%0Aalpine?token=hush", "Authorization: Basic dXNlcjpodXNoaHVzaA==", "X-Request-Id: me", "Cookie: hush"); err != nil {
 		t.Fatal(err)
 	}
@@ -272,9 +272,9 @@ func TestObservation(t *testing.T) {
 
 func TestAuth(t *testing.T) {
 	var asked int
-	s, _ := serve(t, ok, middleware.Options{Verify: func(u, p string) bool {
+	s, _ := serve(t, ok, middleware.Options{Verify: func(_ context.Context, u, p string) (bool, error) {
 		asked++
-		return u == "user" && p == "pass:word"
+		return u == "user" && p == "pass:word", nil
 	}}, "auth", "readonly")
 	basic := func(u, p string) string {
 		r := httptest.NewRequest("GET", "/", nil)
@@ -332,6 +332,26 @@ func TestAuth(t *testing.T) {
 		t.Errorf("POST got %d %v", res.StatusCode, res.Header)
 	}
 }
+
+func TestPasswordThatCannotBeCheckedNow(t *testing.T) {
+	s, logs := serve(t, ok, middleware.Options{Verify: func(context.Context, string, string) (bool, error) {
+		return false, errors.New("busy")
+	}}, "log", "auth")
+	res, body, err := get(t, s.URL, "Authorization: Basic dXNlcjpwYXNz")
+	if err != nil || res.StatusCode != 429 || res.Header.Get("Retry-After") != "1" || !strings.Contains(body, `"TOOMANYREQUESTS"`) {
+		t.Errorf("got %v with %q, %v", res, body, err)
+	}
+	if _, present := res.Header["Www-Authenticate"]; present {
+		t.Error("a client is asked for another password")
+	}
+	s.Close()
+	if n := logs.FilterField(zap.Error(errors.New("busy"))).Len(); n != 1 {
+		t.Errorf("%d lines say why, want 1", n)
+	}
+}
+
+// everybody is let in.
+func everybody(context.Context, string, string) (bool, error) { return true, nil }
 
 func TestNoPasswordsWithoutVerify(t *testing.T) {
 	s, _ := serve(t, ok, middleware.Options{}, "auth")

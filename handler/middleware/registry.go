@@ -23,9 +23,12 @@ type InitFunc func(Options) (Middleware, error)
 
 // Options is what middlewares may need.
 type Options struct {
-	Logger  *zap.Logger                               // nil: none
-	Observe func(Observation)                         // nil: nobody counts
-	Verify  func(username, password string) (ok bool) // nil: clients need no password
+	Logger  *zap.Logger       // nil: none
+	Observe func(Observation) // nil: nobody counts
+
+	// Verify checks what a client signs in with. An error says that it can't
+	// now. nil: clients need no password.
+	Verify func(ctx context.Context, username, password string) (ok bool, err error)
 }
 
 // Observation is one answered request, for those who count.
@@ -120,7 +123,7 @@ type Note struct {
 	Upstream   string // a listed host
 	Repository string // with its host
 	Reference  string // tag or digest
-	Outcome    string // hit, join, miss, revalidated, stale
+	Outcome    string // hit, join, miss, revalidated, stale; denied
 	Err        error  // what was behind an error answer
 }
 

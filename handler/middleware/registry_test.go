@@ -105,7 +105,7 @@ func TestOptionsReachTheMiddleware(t *testing.T) {
 		t.Errorf("logger is %v (%v), want one that does nothing", got.Logger, err)
 	}
 	log := zap.NewExample()
-	if _, err := r.Get("mine", middleware.Options{Logger: log, Verify: func(string, string) bool { return true }}); err != nil || got.Logger != log || got.Verify == nil {
+	if _, err := r.Get("mine", middleware.Options{Logger: log, Verify: everybody}); err != nil || got.Logger != log || got.Verify == nil {
 		t.Errorf("got %+v (%v), want what was given", got, err)
 	}
 

@@ -13,9 +13,6 @@ import (
 // with the part that was asked for. All of a blob is taken for a part at its
 // start. size is that of the whole blob (-1: not known).
 func placeBody(body io.Reader, res *http.Response, offset, length int64) (_ io.Reader, size int64, err error) {
-	if enc := res.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		return nil, 0, errEncoding
-	}
 	switch res.StatusCode {
 	case http.StatusPartialContent:
 		first, last, total, ok := parseContentRange(res.Header.Get("Content-Range"))

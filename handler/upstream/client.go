@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
@@ -24,16 +22,6 @@ import (
 )
 
 const (
-	// sessionIdle is how long a handshake is kept without being used.
-	sessionIdle = time.Hour
-
-	// maxSessions bounds how many are kept: clients may ask for any name.
-	maxSessions = 1024
-
-	// sessionYoung is how old a handshake must be for a 401 or 403 to be
-	// blamed on it, and not on the credentials.
-	sessionYoung = 10 * time.Second
-
 	// defaultConnections is how many bodies of blobs one registry sends at once.
 	defaultConnections = 32
 
@@ -42,7 +30,7 @@ const (
 )
 
 // Keychain says which credentials a registry is shown. It is asked by listed
-// host.
+// host or, for a mirror of one, by the mirror's.
 type Keychain interface {
 	Resolve(ctx context.Context, host string) (authn.Authenticator, error)
 }
@@ -58,6 +46,10 @@ type Config struct {
 	// registry at a time; more wait for their turn. 0: 32.
 	Connections int
 
+	// Floor is how many pulls of a rate limit are kept for what is not cached:
+	// see Client.Spare. 0: none.
+	Floor int
+
 	Logger *zap.Logger // nil: none
 }
 
@@ -66,24 +58,17 @@ type Config struct {
 type Client struct {
 	cfg     Config
 	log     *zap.Logger
+	hop     string          // larder's name in Via headers
 	ctx     context.Context // of all handshakes; ends with Close
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the handshakes
 	flights singleflight.Group
 	count   counters
+	places  map[string][]*place            // by host, in the order of the list
 	bodies  map[string]*semaphore.Weighted // by host; fair: who asks first is first
 
 	mu       sync.Mutex // guards the fields below, and the sessions' used
 	sessions map[string]*session
-	whole    map[string]bool // hosts that refuse a range from a blob's start
-}
-
-// session is what a handshake has led to: a way to ask about one repository.
-type session struct {
-	http   *http.Client
-	puller *remote.Puller
-	made   time.Time
-	used   time.Time
 }
 
 // counters are the answers of each host by status; 0 is none.
@@ -105,6 +90,7 @@ func (c *counters) answer(host string, status int) {
 type Stats struct {
 	Answers  map[string]map[int]int64 // by host and HTTP status; 0: no answer
 	Sessions int                      // handshakes kept
+	Places   []Place                  // in the order of the list
 }
 
 // New makes a client. It contacts nobody.
@@ -122,8 +108,12 @@ func New(cfg Config) (*Client, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	c := &Client{cfg: cfg, log: log, sessions: make(map[string]*session), whole: make(map[string]bool), bodies: make(map[string]*semaphore.Weighted)}
+	c := &Client{
+		cfg: cfg, log: log, hop: newHop(), sessions: make(map[string]*session),
+		places: make(map[string][]*place), bodies: make(map[string]*semaphore.Weighted),
+	}
 	for _, r := range cfg.Registries {
+		c.places[r.Host] = newPlaces(r, log)
 		c.bodies[r.Host] = semaphore.NewWeighted(int64(cmp.Or(cfg.Connections, defaultConnections)))
 	}
 	c.count.answers = make(map[string]map[int]int64)
@@ -151,6 +141,11 @@ func (c *Client) Stats() Stats {
 		s.Answers[host] = maps.Clone(by)
 	}
 	c.count.mu.Unlock()
+	for _, r := range c.cfg.Registries {
+		for _, p := range c.places[r.Host] {
+			s.Places = append(s.Places, p.stats())
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.Sessions = len(c.sessions)
@@ -171,24 +166,32 @@ func (c *Client) Repository(ns, name string) (*Repository, error) {
 	return &Repository{client: c, registry: registry, name: name}, nil
 }
 
-// CheckCredentials makes a handshake with the default registry if there are
-// credentials for it, so that wrong ones are known before the first pull.
+// CheckCredentials makes a handshake with the default registry, wherever it is,
+// if there are credentials for it, so that wrong ones are known before the first
+// pull.
 func (c *Client) CheckCredentials(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errTimeout)
 	defer cancel()
-	registry := c.cfg.Registries[0]
-	auth, err := c.credentials(ctx, registry)
+	r := &Repository{client: c, registry: c.cfg.Registries[0]}
+	var errs []error
+	for _, p := range r.places() {
+		errs = append(errs, c.checkCredentials(ctx, r, p))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Client) checkCredentials(ctx context.Context, r *Repository, p *place) error {
+	auth, err := c.credentials(ctx, p)
 	if err != nil || auth == authn.Anonymous {
 		return err
 	}
-	r := &Repository{client: c, registry: registry}
-	s, err := c.handshake(ctx, r, auth, nil)
+	s, err := c.handshake(ctx, r, p, auth, nil)
 	if err != nil {
 		return err
 	}
 	// With Basic, nobody has been shown the password yet.
 	ctx, ex := withExchange(ctx)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, registry.URL.String()+"/v2/", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url.String()+"/v2/", nil)
 	if err != nil {
 		return err
 	}
@@ -203,151 +206,13 @@ func (c *Client) CheckCredentials(ctx context.Context) error {
 	return nil
 }
 
-func (c *Client) credentials(ctx context.Context, registry Registry) (authn.Authenticator, error) {
+func (c *Client) credentials(ctx context.Context, p *place) (authn.Authenticator, error) {
 	if c.cfg.Keychain == nil {
 		return authn.Anonymous, nil
 	}
-	auth, err := c.cfg.Keychain.Resolve(ctx, registry.Host)
+	auth, err := c.cfg.Keychain.Resolve(ctx, p.credentials)
 	if err != nil {
-		return nil, fmt.Errorf("credentials for %s: %w", registry.Host, discreet(err))
+		return nil, fmt.Errorf("credentials for %s: %w", p.credentials, discreet(err))
 	}
 	return auth, nil
-}
-
-// session returns the handshake for r, making it if there is none. Many who
-// need the same one at the same time make one, which no caller's leaving ends.
-func (c *Client) session(ctx context.Context, r *Repository) (*session, error) {
-	key := r.String()
-	c.mu.Lock()
-	if s := c.sessions[key]; s != nil {
-		s.used = time.Now()
-		c.mu.Unlock()
-		return s, nil
-	}
-	c.mu.Unlock()
-	result := c.flights.DoChan(key, func() (any, error) { return c.newSession(r) })
-	select {
-	case res := <-result:
-		if res.Err != nil {
-			return nil, res.Err
-		}
-		return res.Val.(*session), nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-func (c *Client) newSession(r *Repository) (*session, error) {
-	c.mu.Lock()
-	if c.ctx.Err() != nil {
-		c.mu.Unlock()
-		return nil, ErrClosed
-	}
-	// A flight leaves after its session is kept: with the lock held, in neither
-	// means that there is none.
-	if s := c.sessions[r.String()]; s != nil {
-		s.used = time.Now()
-		c.mu.Unlock()
-		return s, nil
-	}
-	c.wg.Add(1)
-	c.mu.Unlock()
-	defer c.wg.Done()
-
-	ctx, cancel := context.WithTimeoutCause(c.ctx, answerTimeout, errTimeout)
-	defer cancel()
-	auth, err := c.credentials(ctx, r.registry)
-	if err != nil {
-		return nil, &Error{Op: "handshake", Repository: r.String(), Err: err}
-	}
-	repo, err := r.ggcr()
-	if err != nil {
-		return nil, &Error{Op: "handshake", Repository: r.String(), Err: err}
-	}
-	s, err := c.handshake(ctx, r, auth, []string{repo.Scope(transport.PullScope)})
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.makeRoom()
-	c.sessions[r.String()] = s
-	return s, nil
-}
-
-// makeRoom forgets the handshakes that were not used for long and, if there are
-// too many all the same, the one unused for longest. Needs mu.
-func (c *Client) makeRoom() {
-	oldest := ""
-	for key, s := range c.sessions {
-		switch {
-		case time.Since(s.used) > sessionIdle:
-			delete(c.sessions, key)
-		case oldest == "" || s.used.Before(c.sessions[oldest].used):
-			oldest = key
-		}
-	}
-	if len(c.sessions) >= maxSessions {
-		delete(c.sessions, oldest)
-	}
-}
-
-// handshake pings the registry and gets the token that it asks for.
-func (c *Client) handshake(ctx context.Context, r *Repository, auth authn.Authenticator, scopes []string) (*session, error) {
-	ctx, ex := withExchange(ctx)
-	registry, err := r.registry.ggcr()
-	if err != nil {
-		return nil, &Error{Op: "handshake", Repository: r.String(), Err: err}
-	}
-	base := transport.NewUserAgent(&wire{registry: r.registry, next: c.cfg.Transport, count: &c.count}, c.cfg.UserAgent)
-	rt, err := transport.NewWithContext(ctx, registry, auth, base, scopes)
-	if err != nil {
-		e := r.failure(ctx, "handshake", ex, err)
-		if e.Status == http.StatusNotFound { // of /v2/: says nothing of the repository
-			e.Status, e.Err = 0, errors.New("no registry there: /v2/ is not found")
-		}
-		return nil, e
-	}
-	puller, err := remote.NewPuller(remote.WithTransport(rt))
-	if err != nil {
-		return nil, &Error{Op: "handshake", Repository: r.String(), Err: err}
-	}
-	now := time.Now()
-	return &session{
-		http:   &http.Client{Transport: rt, CheckRedirect: anyRedirect},
-		puller: puller,
-		made:   now,
-		used:   now,
-	}, nil
-}
-
-// sendsOnlyWhole reports whether the host has refused to send the beginning of a
-// blob, as some do if there is less of it than was asked for. It is then asked
-// for all.
-func (c *Client) sendsOnlyWhole(host string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.whole[host]
-}
-
-func (c *Client) noteOnlyWhole(host string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.whole[host] = true
-}
-
-// drop forgets a handshake, so that the next question makes a new one.
-func (c *Client) drop(r *Repository, s *session) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.sessions[r.String()] == s {
-		delete(c.sessions, r.String())
-	}
-}
-
-func (r Registry) ggcr() (name.Registry, error) {
-	if r.URL.Scheme == "http" {
-		return name.NewRegistry(r.URL.Host, name.Insecure)
-	}
-	return name.NewRegistry(r.URL.Host)
 }

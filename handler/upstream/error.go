@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
@@ -43,6 +44,11 @@ type Error struct {
 	Code       string // the first of the answer's error codes, if it has one
 	Header     http.Header
 	Err        error // why there is no answer; nil if there is one
+
+	began    time.Time     // when the question was put, or the handshake for it was begun
+	hold     time.Duration // a 429: for how long
+	silent   bool          // a connection gave no answer
+	unjudged bool          // nobody was asked, or the caller has left
 }
 
 // Error says what was asked of whom and what came of it. It holds no URL: these
@@ -50,7 +56,7 @@ type Error struct {
 func (e *Error) Error() string {
 	s := e.Op + " of " + e.Repository + ": "
 	switch {
-	case e.Status == 0:
+	case e.Status == 0, errors.Is(e.Err, errUnasked):
 		return s + e.Err.Error()
 	case e.Code != "":
 		return fmt.Sprintf("%supstream answered %d %s", s, e.Status, e.Code)
@@ -93,11 +99,40 @@ func (e *Error) denied() bool {
 func (e *Error) passing() bool {
 	switch e.Status {
 	case 0:
-		return !e.Timeout() && !errors.Is(e.Err, errForeign) && !errors.Is(e.Err, errTooLarge) && !errors.Is(e.Err, errRedirect) && !errors.Is(e.Err, ErrClosed) && !errors.Is(e.Err, ErrNoRange) && !errors.Is(e.Err, errDocument)
+		return !e.Timeout() && !errors.Is(e.Err, errForeign) && !errors.Is(e.Err, errTooLarge) && !errors.Is(e.Err, errEncoding) && !errors.Is(e.Err, errRedirect) && !errors.Is(e.Err, ErrClosed) && !errors.Is(e.Err, errUnasked) && !errors.Is(e.Err, ErrNoRange) && !errors.Is(e.Err, errDocument)
 	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable:
 		return e.Header.Get("Retry-After") == ""
 	}
 	return false
+}
+
+// failed reports whether upstream, or who it redirects to, had no answer. A loop
+// is none of its faults.
+func (e *Error) failed() bool {
+	return e.Status == 0 && (e.silent || e.Timeout()) || e.Status >= 500 && e.Status != http.StatusLoopDetected && !errors.Is(e.Err, ErrNoRange)
+}
+
+// of is a copy for the verdict on a question that began then, and whose caller
+// may have left before anybody could know what would have become of it. The Error
+// itself may be that of others, too, who wait for the same handshake.
+func (e *Error) of(began time.Time, left bool) *Error {
+	own := *e
+	if began.Before(own.began) {
+		own.began = began
+	}
+	own.unjudged = own.unjudged || left
+	return &own
+}
+
+// cause is the reason in short, for others who are not answered because of it.
+func (e *Error) cause() error {
+	switch {
+	case e.Status == http.StatusGatewayTimeout:
+		return errTimeout
+	case e.Status != 0:
+		return fmt.Errorf("upstream answered %d", e.Status)
+	}
+	return e.Err
 }
 
 // failure makes an Error of what ggcr or net/http say went wrong.
@@ -105,11 +140,14 @@ func (r *Repository) failure(ctx context.Context, op string, ex *exchange, err e
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
-	e := &Error{Op: op, Repository: r.String()}
+	e := &Error{Op: op, Repository: r.String(), began: ex.began}
 	answer, answered := errors.AsType[*transport.Error](err)
 	switch {
-	case answered && r.asked(answer.Request):
+	case answered && asked(answer.Request, r.name):
 		e.Status, e.Header = answer.StatusCode, ex.answerHeader()
+		if errors.Is(err, ErrNoRange) {
+			e.Err = ErrNoRange
+		}
 		if len(answer.Errors) > 0 && codePattern.MatchString(string(answer.Errors[0].Code)) {
 			e.Code = string(answer.Errors[0].Code)
 		}
@@ -122,24 +160,29 @@ func (r *Repository) failure(ctx context.Context, op string, ex *exchange, err e
 		}
 	default:
 		e.Err = discreet(err)
-		if wireErr := ex.failure(); wireErr != nil { // ggcr may tell of its try with https instead
-			e.Err = discreet(wireErr)
+		if wireErr, silent := ex.failure(); wireErr != nil { // ggcr may tell of its try with https instead
+			e.Err, e.silent = discreet(wireErr), silent
 		}
 		if cause := context.Cause(ctx); cause != nil {
 			e.Err = cause
 		}
+	}
+	if e.Status == http.StatusTooManyRequests {
+		e.hold = retryAfter(e.Header)
+		e.Header = e.Header.Clone()
+		e.Header.Set("Retry-After", seconds(e.hold))
 	}
 	return e
 }
 
 // asked reports whether req is the question or a ping, or where these were
 // redirected, and not a token's request, which may be below /v2/ as well.
-func (r *Repository) asked(req *http.Request) bool {
+func asked(req *http.Request, repository string) bool {
 	if req == nil {
 		return true
 	}
 	req, _ = first(req)
-	return req.URL.Path == "/v2/" || strings.HasPrefix(req.URL.Path, "/v2/"+r.name+"/")
+	return req.URL.Path == "/v2/" || strings.HasPrefix(req.URL.Path, "/v2/"+repository+"/")
 }
 
 // discreet drops URLs and queries, which may be signed, and further lines, which

@@ -108,12 +108,12 @@ func location(target string) upstreamtest.Fault {
 }
 
 func TestRedirectsToOtherSchemes(t *testing.T) {
-	for _, target := range []string{"ftp://ftp.example/blob", "file:///etc/passwd", "gopher://x", "data:,x", "//", "http://", "http:///x"} {
+	for _, target := range []string{"ftp://ftp.example/blob", "file:///etc/passwd", "gopher://x", "data:,x", "javascript:alert(1)", "//", "http://", "http:///x"} {
 		for question, ask := range questions {
 			synctest.Test(t, func(t *testing.T) {
 				reg := upstreamtest.NewPipe(t)
 				transport := reg.Transport()
-				for _, scheme := range []string{"ftp", "file", "gopher", "data"} {
+				for _, scheme := range []string{"ftp", "file", "gopher", "data", "javascript"} {
 					transport.RegisterProtocol(scheme, undialled{t})
 				}
 				reg.Fault(upstreamtest.Match{Path: page(question)}, location(target))

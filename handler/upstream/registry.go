@@ -35,8 +35,8 @@ var (
 
 // Registry is one upstream: what it is called and where it is.
 type Registry struct {
-	Host string   // as in image references and in containerd's ?ns=
-	URL  *url.URL // scheme and host only
+	Host string     // as in image references and in containerd's ?ns=
+	URLs []*url.URL // scheme and host only; several have the same, the first is preferred
 }
 
 // canonicalHost is the one name of a host that has several.
@@ -49,7 +49,7 @@ func canonicalHost(host string) string {
 	}
 }
 
-// ParseList reads a comma list of host or host=url, as in
+// ParseList reads a comma list of host, host=url or host=url|url, as in
 // "docker.io,ghcr.io=http://127.0.0.1:6000". The error has every entry that is
 // wrong.
 func ParseList(s string) ([]Registry, error) {
@@ -86,23 +86,37 @@ func parseRegistry(entry string) (Registry, error) {
 	}
 	switch {
 	case given:
-		where = strings.TrimSuffix(strings.TrimSpace(where), "/")
 	case host == dockerHub:
 		where = dockerHubURL
 	default:
 		where = "https://" + host
 	}
-	u, err := url.Parse(where)
+	r := Registry{Host: host}
+	for one := range strings.SplitSeq(where, "|") {
+		u, err := parseURL(host, one)
+		if err != nil {
+			return Registry{}, err
+		}
+		if slices.ContainsFunc(r.URLs, func(other *url.URL) bool { return *other == *u }) {
+			return Registry{}, fmt.Errorf("a URL of %s is listed twice", host)
+		}
+		r.URLs = append(r.URLs, u)
+	}
+	return r, nil
+}
+
+func parseURL(host, where string) (*url.URL, error) {
+	u, err := url.Parse(strings.TrimSuffix(strings.TrimSpace(where), "/"))
 	if err != nil {
-		return Registry{}, fmt.Errorf("the URL of %s can't be parsed", host)
+		return nil, fmt.Errorf("the URL of %s can't be parsed", host)
 	}
 	if u.User != nil {
-		return Registry{}, fmt.Errorf("the URL of %s holds credentials; see LARDER_USERNAME and Docker's config.json", host)
+		return nil, fmt.Errorf("the URL of %s holds credentials; see LARDER_USERNAME and Docker's config.json", host)
 	}
 	if (u.Scheme != "http" && u.Scheme != "https") || !isHost(u.Host) || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
-		return Registry{}, fmt.Errorf("the URL of %s is not http:// or https:// and a host, and nothing else", host)
+		return nil, fmt.Errorf("the URL of %s is not http:// or https:// and a host, and nothing else", host)
 	}
-	return Registry{Host: host, URL: &url.URL{Scheme: u.Scheme, Host: u.Host}}, nil
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }
 
 // isHost reports whether s is a host name or address, with a port or without.

@@ -13,20 +13,22 @@ import (
 func TestParseList(t *testing.T) {
 	const hub = "docker.io https://registry-1.docker.io"
 	tests := map[string][]string{
-		"docker.io":                              {hub},
-		"index.docker.io":                        {hub},
-		"registry-1.docker.io":                   {hub},
-		"registry.hub.docker.com":                {hub},
-		" Docker.IO , ghcr.io,":                  {hub, "ghcr.io https://ghcr.io"},
-		"docker.io=http://mirror:5000":           {"docker.io http://mirror:5000"},
-		"index.docker.io=https://m.example":      {"docker.io https://m.example"},
-		"ghcr.io=http://127.0.0.1:6000/":         {"ghcr.io http://127.0.0.1:6000"},
-		"a.example = https://b.example":          {"a.example https://b.example"},
-		"localhost:5000":                         {"localhost:5000 https://localhost:5000"},
-		"a-b.example:65535,x":                    {"a-b.example:65535 https://a-b.example:65535", "x https://x"},
-		"[::1]:5000":                             {"[::1]:5000 https://[::1]:5000"},
-		"[2001:DB8::1]=http://[2001:db8::1]:80":  {"[2001:db8::1] http://[2001:db8::1]:80"},
-		"a.example=https://b.example?":           {"a.example https://b.example"},
+		"docker.io":                             {hub},
+		"index.docker.io":                       {hub},
+		"registry-1.docker.io":                  {hub},
+		"registry.hub.docker.com":               {hub},
+		" Docker.IO , ghcr.io,":                 {hub, "ghcr.io https://ghcr.io"},
+		"docker.io=http://mirror:5000":          {"docker.io http://mirror:5000"},
+		"index.docker.io=https://m.example":     {"docker.io https://m.example"},
+		"ghcr.io=http://127.0.0.1:6000/":        {"ghcr.io http://127.0.0.1:6000"},
+		"a.example = https://b.example":         {"a.example https://b.example"},
+		"localhost:5000":                        {"localhost:5000 https://localhost:5000"},
+		"a-b.example:65535,x":                   {"a-b.example:65535 https://a-b.example:65535", "x https://x"},
+		"[::1]:5000":                            {"[::1]:5000 https://[::1]:5000"},
+		"[2001:DB8::1]=http://[2001:db8::1]:80": {"[2001:db8::1] http://[2001:db8::1]:80"},
+		"a.example=https://b.example?":          {"a.example https://b.example"},
+		"docker.io=https://m.example | https://registry-1.docker.io/": {"docker.io https://m.example https://registry-1.docker.io"},
+		"a=http://b|https://b,c":                 {"a http://b https://b", "c https://c"},
 		"10.0.0.1=https://10.0.0.1,10.0.0.1:443": {"10.0.0.1 https://10.0.0.1", "10.0.0.1:443 https://10.0.0.1:443"},
 	}
 	for in, want := range tests {
@@ -37,13 +39,21 @@ func TestParseList(t *testing.T) {
 			}
 			var got []string
 			for _, r := range list {
-				got = append(got, r.Host+" "+r.URL.String())
+				got = append(got, r.Host+" "+strings.Join(urls(r), " "))
 			}
 			if strings.Join(got, ",") != strings.Join(want, ",") {
 				t.Errorf("got %q, want %q", got, want)
 			}
 		})
 	}
+}
+
+// urls are a registry's as they are written in a list.
+func urls(r upstream.Registry) (list []string) {
+	for _, u := range r.URLs {
+		list = append(list, u.String())
+	}
+	return list
 }
 
 func TestParseListRefuses(t *testing.T) {
@@ -53,6 +63,7 @@ func TestParseListRefuses(t *testing.T) {
 		"a=", "a=b", "a=//b", "a=:", "a=http://", "a=http:b", "a=ftp://b", "a=http://b/c", "a=http://b//", "a=http://b?c", "a=http://b#c",
 		"a=http://b:65536", "a=http://b:", "a=http://b c", "a=http://%zz", "a=http://b=c", "a=http://u@b", "a=http://:@b",
 		"a,a", "A,a", "docker.io,index.docker.io", "a=http://b,a=http://c",
+		"a=http://b|http://b/", "a=http://b|", "a=|http://b", "a=http://b||http://c", "a|b", "a=http://b|c", "a=http://b|ftp://c",
 	}
 	for _, in := range bad {
 		if list, err := upstream.ParseList(in); err == nil {
@@ -80,6 +91,7 @@ func TestParseListKeepsSecrets(t *testing.T) {
 		"a=https://b?token=hunter2", "a=https://b#hunter2", "a=https://b/hunter2", "a=user:hunter2@b",
 		"user:hunter2@b", "https://user:hunter2@b", "https://hunter2@b", "https://user:hunter2=@b", "https://user:hunter2,x@b",
 		"user:hunter2@b=https://b", "https://b?hunter2=1",
+		"a=https://b|https://user:hunter2@c", "a=https://b|https://c?hunter2",
 	} {
 		_, err := upstream.ParseList(in)
 		if err == nil || strings.Contains(strings.ToLower(err.Error()), secret) {
@@ -89,7 +101,7 @@ func TestParseListKeepsSecrets(t *testing.T) {
 }
 
 func FuzzParseList(f *testing.F) {
-	for _, s := range []string{"docker.io,ghcr.io=http://127.0.0.1:6000", "[::1]:5000", "a=https://u:p@b", "a=http://b/?c#d", "a:65536", "A,a", "=", "a=HTTP://B"} {
+	for _, s := range []string{"docker.io,ghcr.io=http://127.0.0.1:6000", "[::1]:5000", "a=https://u:p@b", "a=http://b/?c#d", "a:65536", "A,a", "=", "a=HTTP://B", "a=http://b|https://c"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -102,26 +114,27 @@ func FuzzParseList(f *testing.F) {
 		}
 		var again strings.Builder
 		for _, r := range list {
-			u := r.URL
-			if (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || u.String() != u.Scheme+"://"+u.Host {
-				t.Errorf("URL %q", u)
-			}
-			if port := u.Port(); port != "" {
-				if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
-					t.Errorf("port of %q", u)
+			for _, u := range r.URLs {
+				if (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || u.String() != u.Scheme+"://"+u.Host {
+					t.Errorf("URL %q", u)
+				}
+				if port := u.Port(); port != "" {
+					if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+						t.Errorf("port of %q", u)
+					}
 				}
 			}
 			if r.Host != strings.ToLower(r.Host) || strings.ContainsAny(r.Host, "/@?#,= ") {
 				t.Errorf("host %q", r.Host)
 			}
-			again.WriteString(r.Host + "=" + u.String() + ",")
+			again.WriteString(r.Host + "=" + strings.Join(urls(r), "|") + ",")
 		}
 		same, err := upstream.ParseList(again.String())
 		if err != nil || len(same) != len(list) {
 			t.Fatalf("%q became %q: %v", s, again.String(), err)
 		}
 		for i := range list {
-			if same[i].Host != list[i].Host || same[i].URL.String() != list[i].URL.String() {
+			if same[i].Host != list[i].Host || strings.Join(urls(same[i]), "|") != strings.Join(urls(list[i]), "|") {
 				t.Errorf("%v became %v", list[i], same[i])
 			}
 		}

@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -12,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,11 +25,17 @@ const (
 	bodyListing = "listing"
 )
 
+const (
+	opHandshake    = "handshake"
+	opHeadManifest = "head manifest"
+)
+
 // Repository is one repository of a listed registry.
 type Repository struct {
 	client   *Client
 	registry Registry
 	name     string
+	hops     []string // see Via
 }
 
 // Host is the registry's name.
@@ -43,31 +49,12 @@ func (r *Repository) String() string {
 	return r.registry.Host + "/" + r.name
 }
 
-func (r *Repository) ggcr() (name.Repository, error) {
-	registry, err := r.registry.ggcr()
-	if err != nil {
-		return name.Repository{}, err
-	}
-	return registry.Repo(strings.Split(r.name, "/")...), nil
-}
-
-func (r *Repository) reference(s string) (name.Reference, error) {
-	repo, err := r.ggcr()
-	if err != nil {
-		return nil, err
-	}
-	if strings.Contains(s, ":") {
-		return repo.Digest(s), nil
-	}
-	return repo.Tag(s), nil
-}
-
 // HeadManifest describes what reference, a tag or a digest, names now. The
 // descriptor is empty if upstream does not answer HEADs as it should.
 func (r *Repository) HeadManifest(ctx context.Context, reference string) (ocispec.Descriptor, error) {
 	var desc ocispec.Descriptor
-	err := r.ask(ctx, "head manifest", func(ctx context.Context, s *session, ex *exchange) error {
-		ref, err := r.reference(reference)
+	err := r.ask(ctx, opHeadManifest, r.inOrder(reference), func(ctx context.Context, s *session, ex *exchange) error {
+		ref, err := s.place.reference(r.name, reference)
 		if err != nil {
 			return err
 		}
@@ -88,8 +75,8 @@ func (r *Repository) HeadManifest(ctx context.Context, reference string) (ocispe
 func (r *Repository) GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error) {
 	var desc ocispec.Descriptor
 	var body []byte
-	err := r.ask(ctx, "get manifest", func(ctx context.Context, s *session, ex *exchange) error {
-		ref, err := r.reference(reference)
+	err := r.ask(ctx, "get manifest", r.inOrder(reference), func(ctx context.Context, s *session, ex *exchange) error {
+		ref, err := s.place.reference(r.name, reference)
 		if err != nil {
 			return err
 		}
@@ -124,7 +111,7 @@ func mediaType(contentType string) string {
 // upstream does not say).
 func (r *Repository) HeadBlob(ctx context.Context, d digest.Digest) (size int64, err error) {
 	size = -1
-	err = r.ask(ctx, "head blob", func(ctx context.Context, s *session, _ *exchange) error {
+	err = r.ask(ctx, "head blob", r.byHealth(), func(ctx context.Context, s *session, _ *exchange) error {
 		res, err := r.send(ctx, s, http.MethodHead, "blobs/"+d.String(), nil, http.Header{bodyHeader: {bodyBlob}})
 		if err != nil {
 			return err
@@ -158,31 +145,24 @@ func (r *Repository) OpenBlob(ctx context.Context, d digest.Digest, offset, leng
 
 // openBlob is OpenBlob without waiting for a turn; release ends it.
 func (r *Repository) openBlob(ctx context.Context, d digest.Digest, offset, length int64, release func()) (io.ReadCloser, int64, error) {
-	header := http.Header{bodyHeader: {bodyBlob}}
-	rng := rangeHeader(offset, length)
-	if offset == 0 && r.client.sendsOnlyWhole(r.registry.Host) {
-		rng = ""
-	}
-	if rng != "" {
-		header.Set("Range", rng)
-	}
 	// The request lives as long as its body, its timeout only until the
 	// answer: ask's own context would end with it.
 	ctx, cancel := context.WithCancelCause(ctx)
-	stall := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
-	stall.Stop()
 	var body io.ReadCloser
 	var size int64
-	err := r.askUntilAnswered(ctx, cancel, "get blob", func(ctx context.Context, s *session, _ *exchange) error {
-		res, err := r.send(ctx, s, http.MethodGet, "blobs/"+d.String(), nil, header, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
+	err := r.askUntilAnswered(ctx, "get blob", r.byHealth(), func(ctx context.Context, s *session, _ *exchange) error {
+		res, err := r.sendForPart(ctx, s, d, offset, length)
 		if err != nil {
 			return err
 		}
-		watched := &watchedBody{body: res.Body, ctx: ctx, cancel: cancel, stall: stall, release: release}
+		stall := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
+		stall.Stop()
+		watched := &watchedBody{body: res.Body, ctx: ctx, cancel: cancel, stall: stall, release: release, broke: s.place.breaker.stumble}
 		var placed io.Reader
 		placed, size, err = placeBody(watched, res, offset, length)
 		if err != nil {
 			res.Body.Close()
+			s.noteRefusedPart(offset, err)
 			return err
 		}
 		body = &readCloser{placed, watched}
@@ -191,15 +171,29 @@ func (r *Repository) openBlob(ctx context.Context, d digest.Digest, offset, leng
 	if err != nil {
 		release()
 		cancel(err)
-		if e, ok := errors.AsType[*Error](err); ok && rng != "" && (e.Status == http.StatusBadRequest || e.Status == http.StatusNotImplemented) {
-			e.Err = ErrNoRange // so some say that they know no ranges
-		}
-		if offset == 0 && errors.Is(err, ErrNoRange) {
-			r.client.noteOnlyWhole(r.registry.Host)
-		}
 		return nil, 0, err
 	}
 	return body, size, nil
+}
+
+// sendForPart asks for the part of a blob. From the start it is the whole blob
+// where the place has refused to send a beginning, as some do if there is less of
+// the blob than was asked for.
+func (r *Repository) sendForPart(ctx context.Context, s *session, d digest.Digest, offset, length int64) (*http.Response, error) {
+	header := http.Header{bodyHeader: {bodyBlob}}
+	rng := rangeHeader(offset, length)
+	if offset == 0 && s.place.whole.Load() {
+		rng = ""
+	}
+	if rng != "" {
+		header.Set("Range", rng)
+	}
+	res, err := r.send(ctx, s, http.MethodGet, "blobs/"+d.String(), nil, header, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
+	if e, ok := errors.AsType[*transport.Error](err); ok && rng != "" && (e.StatusCode == http.StatusBadRequest || e.StatusCode == http.StatusNotImplemented) {
+		err = fmt.Errorf("%w: %w", ErrNoRange, err) // so some say that they know no ranges
+		s.noteRefusedPart(offset, err)
+	}
+	return res, err
 }
 
 // Listing is a page of tags or referrers, as upstream sent it.
@@ -223,7 +217,7 @@ func (r *Repository) Referrers(ctx context.Context, d digest.Digest, query url.V
 
 func (r *Repository) list(ctx context.Context, op, path string, query url.Values, accept string) (*Listing, error) {
 	var l *Listing
-	err := r.ask(ctx, op, func(ctx context.Context, s *session, _ *exchange) error {
+	err := r.ask(ctx, op, r.places(), func(ctx context.Context, s *session, _ *exchange) error {
 		res, err := r.send(ctx, s, http.MethodGet, path, query, http.Header{bodyHeader: {bodyListing}, "Accept": {accept}})
 		if err != nil {
 			return err
@@ -246,7 +240,7 @@ func (r *Repository) list(ctx context.Context, op, path string, query url.Values
 
 // send makes one request of a session and expects 200, or one of also.
 func (r *Repository) send(ctx context.Context, s *session, method, path string, query url.Values, header http.Header, also ...int) (*http.Response, error) {
-	u := *r.registry.URL
+	u := *s.place.url
 	u.Path, u.RawQuery = "/v2/"+r.name+"/"+path, query.Encode()
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
@@ -264,25 +258,78 @@ func (r *Repository) send(ctx context.Context, s *session, method, path string, 
 	return res, nil
 }
 
+// places are all of the registry's, in the order of the list.
+func (r *Repository) places() []*place { return r.client.places[r.registry.Host] }
+
+// byHealth are the places for what is the same everywhere: bytes by digest.
+func (r *Repository) byHealth() []*place { return byHealth(r.places()) }
+
+// inOrder are the places for a manifest. What a tag means now, the first that
+// answers says.
+func (r *Repository) inOrder(reference string) []*place {
+	if strings.Contains(reference, ":") {
+		return r.byHealth()
+	}
+	return r.places()
+}
+
 // question is one attempt to get an answer.
 type question func(ctx context.Context, s *session, ex *exchange) error
 
 // ask puts a question whose answer is complete when it returns.
-func (r *Repository) ask(ctx context.Context, op string, q question) error {
+func (r *Repository) ask(ctx context.Context, op string, places []*place, q question) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	return r.askUntilAnswered(ctx, cancel, op, q)
+	return r.askUntilAnswered(ctx, op, places, q)
 }
 
-// askUntilAnswered puts a question, a second time if that may help: after a
-// fault that passes, or with a new handshake if an old one is refused. cancel is
-// ctx's own; it is called when there is no answer in time, but not afterwards.
-func (r *Repository) askUntilAnswered(ctx context.Context, cancel context.CancelCauseFunc, op string, q question) error {
-	timer := time.AfterFunc(answerTimeout, func() { cancel(errTimeout) })
+// askUntilAnswered puts a question to one place after the other until one
+// answers it; q's context lives on then. If none does, the last of the list
+// decides what that means: a mirror need not have everything, and a no is one
+// only if the registry behind the mirrors says so.
+func (r *Repository) askUntilAnswered(ctx context.Context, op string, places []*place, q question) error {
+	deadline := time.Now().Add(answerTimeout)
+	listed := r.places()
+	var verdict *Error
+	for i, p := range places {
+		others := len(places) - i - 1
+		end, refused := p.begin(r.name)
+		var e *Error
+		if refused != nil {
+			e = r.refuse(op, refused)
+		} else {
+			e = r.askAt(ctx, p, op, time.Until(deadline)/time.Duration(1+others), others == 0, q)
+			end(e)
+		}
+		if e == nil {
+			return nil
+		}
+		if verdict == nil || p == listed[len(listed)-1] {
+			verdict = e
+		}
+		if ctx.Err() != nil {
+			return e
+		}
+		if others > 0 {
+			r.client.log.Debug("asking upstream elsewhere", zap.Error(e))
+		}
+	}
+	return verdict
+}
+
+// askAt puts a question at one place, a second time if that may help: after a
+// fault that passes, if there is nobody else to ask, or with a new handshake if an
+// old one is refused. The context that q is given ends when there is no answer in
+// time, but not afterwards.
+func (r *Repository) askAt(parent context.Context, p *place, op string, timeout time.Duration, last bool, q question) *Error {
+	began := time.Now()
+	placeCtx, cancel := context.WithCancelCause(parent)
+	timer := time.AfterFunc(timeout, func() { cancel(errTimeout) })
 	defer timer.Stop()
 	for attempt := 1; ; attempt++ {
-		ctx, ex := withExchange(ctx)
-		s, err := r.client.session(ctx, r)
+		ctx, ex := withExchange(placeCtx)
+		ex.hops = r.hops
+		s, err := r.client.session(ctx, r, p)
 		if err == nil {
 			err = q(ctx, s, ex)
 		}
@@ -292,17 +339,19 @@ func (r *Repository) askUntilAnswered(ctx context.Context, cancel context.Cancel
 		e := r.failure(ctx, op, ex, err)
 		refused := e.denied() && s != nil && time.Since(s.made) > sessionYoung
 		if refused {
-			r.client.drop(r, s)
+			r.client.drop(s)
 		}
-		if attempt == 2 || !(refused || e.passing()) || ctx.Err() != nil {
-			return e
+		again := attempt == 1 && (refused || last && e.passing()) && ctx.Err() == nil
+		if again {
+			r.client.log.Debug("asking upstream again", zap.Error(e))
+			select {
+			case <-time.After(retryPause):
+				continue
+			case <-ctx.Done():
+			}
 		}
-		r.client.log.Debug("asking upstream again", zap.Error(e))
-		select {
-		case <-time.After(retryPause):
-		case <-ctx.Done():
-			return e
-		}
+		cancel(nil)
+		return e.of(began, parent.Err() != nil)
 	}
 }
 

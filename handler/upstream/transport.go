@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,26 +68,45 @@ func newTransport() *http.Transport {
 // exchange is what a question's caller learns of the answer beside ggcr's
 // result. It travels in the context.
 type exchange struct {
-	mu     sync.Mutex
+	began time.Time
+	hops  []string // who has passed the question on
+
+	mu     sync.Mutex // guards what follows
 	method string
 	status int
 	header http.Header
 	err    error
+	silent bool   // err is that of a connection
+	shown  string // the last question's Authorization
 }
 
 type exchangeKey struct{}
 
 func withExchange(ctx context.Context) (context.Context, *exchange) {
-	ex := new(exchange)
+	ex := &exchange{began: time.Now()}
 	return context.WithValue(ctx, exchangeKey{}, ex), ex
 }
 
-func (ex *exchange) record(method string, res *http.Response, err error) {
+func (ex *exchange) record(method string, res *http.Response, silent bool, err error) {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
+	ex.silent = silent
 	if ex.err = err; err == nil {
 		ex.method, ex.status, ex.header = method, res.StatusCode, res.Header
 	}
+}
+
+// show notes the credentials of a question that is about to be sent.
+func (ex *exchange) show(authorization string) {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	ex.shown = authorization
+}
+
+func (ex *exchange) hasShown() string {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return ex.shown
 }
 
 // answerStatus is 0 if the last answer was to another method, as a token's is
@@ -100,11 +120,12 @@ func (ex *exchange) answerStatus(method string) int {
 	return ex.status
 }
 
-// failure is why the last request had no answer, if it had none.
-func (ex *exchange) failure() error {
+// failure is why the last request had no answer, if it had none, and whether that
+// is because nobody answered.
+func (ex *exchange) failure() (err error, silent bool) {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	return ex.err
+	return ex.err, ex.silent
 }
 
 func (ex *exchange) answerHeader() http.Header {
@@ -114,28 +135,41 @@ func (ex *exchange) answerHeader() http.Header {
 }
 
 // wire is below ggcr's handshake and above the connections. It sees every
-// request that is meant for one registry, for its token server, or for where
-// these redirect: the place to decide what may leave.
+// request that is meant for one repository of one place, for its token server, or
+// for where these redirect: the place to decide what may leave.
 type wire struct {
-	registry Registry
-	next     http.RoundTripper
-	count    *counters
+	client     *Client
+	place      *place
+	repository string
+	tokens     tokens
 }
 
 // RoundTrip implements http.RoundTripper.
 func (t *wire) RoundTrip(in *http.Request) (*http.Response, error) {
-	res, err := t.roundTrip(in)
-	if ex, ok := in.Context().Value(exchangeKey{}).(*exchange); ok {
-		ex.record(in.Method, res, err)
+	ex, ok := in.Context().Value(exchangeKey{}).(*exchange)
+	if !ok {
+		_, ex = withExchange(in.Context())
 	}
+	var res *http.Response
+	var silent bool
+	var err error
+	if asked(in, t.repository) {
+		ex.show(in.Header.Get("Authorization"))
+		res, silent, err = t.roundTrip(in, ex.hops)
+	} else {
+		res, silent, err = t.token(in, ex.hasShown(), ex.hops)
+	}
+	ex.record(in.Method, res, silent, err)
 	return res, err
 }
 
-func (t *wire) roundTrip(in *http.Request) (*http.Response, error) {
+// roundTrip sends a request, if it may leave. silent is that it has and there was
+// no answer.
+func (t *wire) roundTrip(in *http.Request, hops []string) (_ *http.Response, silent bool, _ error) {
 	if err := t.allow(in); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	question, _ := first(in)
+	question, redirects := first(in)
 	limit := int64(maxToken)
 	req := in.Clone(in.Context())
 	switch kind := req.Header.Get(bodyHeader); {
@@ -148,55 +182,82 @@ func (t *wire) roundTrip(in *http.Request) (*http.Response, error) {
 		req.Header.Set("Accept", acceptManifests)
 	}
 	req.Header.Del(bodyHeader)
+	req.Header.Set("Via", t.client.viaHeader(hops))
 	req.Header.Del("Referer") // it would name the registry to a redirect's target
 
-	res, err := t.next.RoundTrip(req)
+	res, err := t.client.cfg.Transport.RoundTrip(req)
 	if err != nil {
-		t.count.answer(t.registry.Host, 0)
-		return nil, err
+		t.client.count.answer(t.place.host, 0)
+		return nil, true, err
 	}
-	t.count.answer(t.registry.Host, res.StatusCode)
+	t.client.count.answer(t.place.host, res.StatusCode)
+	if redirects == 0 && asked(in, t.repository) {
+		t.place.answered(res)
+	}
+	if encoding := res.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" && req.Method != http.MethodHead && res.StatusCode < http.StatusMultipleChoices {
+		res.Body.Close()
+		return nil, false, errEncoding
+	}
 	if res.StatusCode >= http.StatusBadRequest { // the status counts, however much is said about it
 		res.Body = &readCloser{io.LimitReader(res.Body, maxToken), res.Body}
 	} else if limit >= 0 && req.Method != http.MethodHead {
 		if res.ContentLength > limit {
 			res.Body.Close()
-			return nil, errTooLarge
+			return nil, false, errTooLarge
 		}
 		res.Body = &limitedBody{ReadCloser: res.Body, left: limit}
 	}
-	return res, nil
+	return res, false, nil
 }
 
 // allow refuses what must not leave. ggcr tries https before http, follows any
 // realm with the password, and checks IP literals only; here the rule is that a
 // secret goes to its registry's own site and nowhere else.
 func (t *wire) allow(req *http.Request) error {
-	origin := t.registry.URL
+	origin := t.place.url
 	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return errRedirect
 	}
 	if req.URL.Host == origin.Host && req.URL.Scheme != origin.Scheme && req.Response == nil {
 		return errScheme
 	}
-	if _, redirects := first(req); redirects > maxRedirects {
+	question, redirects := first(req)
+	if redirects > maxRedirects {
 		return errRedirect
 	}
+	if question.URL.Path == "/v2/" && origin.Scheme == "https" && req.URL.Scheme == "http" {
+		return errScheme // whoever answers there could name any realm
+	}
 	authorization := req.Header.Get("Authorization")
-	password := authorization != "" && !strings.HasPrefix(authorization, "Bearer ")
-	if (password || req.Method == http.MethodPost) && !sameSite(req.URL, origin) {
-		return fmt.Errorf("%w: %s asks for a token at %s", errForeign, t.registry.Host, req.URL.Hostname())
+	secret := req.Method == http.MethodPost || authorization != "" && !strings.HasPrefix(authorization, "Bearer ")
+	if secret && redirects > 0 && !asked(req, t.repository) {
+		return fmt.Errorf("%w: the token server of %s sends a password elsewhere", errRedirect, t.place.host)
+	}
+	if secret && !sameSite(req.URL, origin) && !t.client.trusts(req.URL, origin) {
+		return fmt.Errorf("%w: %s asks for a token at %s", errForeign, t.place.host, req.URL.Hostname())
 	}
 	return nil
 }
 
-// sameSite reports whether u is at the origin itself, or on https at a host of
-// the same registrable domain, as auth.docker.io is for registry-1.docker.io.
+// trusts reports whether u is at a listed registry, and named over a connection
+// that nobody else can have spoken on.
+func (c *Client) trusts(u, origin *url.URL) bool {
+	if u.Scheme != "https" || origin.Scheme != "https" {
+		return false
+	}
+	return slices.ContainsFunc(c.cfg.Registries, func(r Registry) bool {
+		return slices.ContainsFunc(r.URLs, func(listed *url.URL) bool { return listed.Scheme == u.Scheme && listed.Host == u.Host })
+	})
+}
+
+// sameSite reports whether u is at the origin itself or, if both are on https, at
+// a host of the same registrable domain, as auth.docker.io is for
+// registry-1.docker.io.
 func sameSite(u, origin *url.URL) bool {
 	if u.Scheme == origin.Scheme && u.Host == origin.Host {
 		return true
 	}
-	if u.Scheme != "https" || net.ParseIP(u.Hostname()) != nil {
+	if u.Scheme != "https" || origin.Scheme != "https" || net.ParseIP(u.Hostname()) != nil {
 		return false
 	}
 	site, err := publicsuffix.EffectiveTLDPlusOne(u.Hostname())
@@ -253,6 +314,7 @@ type watchedBody struct {
 	stall  *time.Timer
 
 	release func() // for others to open bodies
+	broke   func() // called when the body fails
 }
 
 // Read implements io.Reader.
@@ -263,6 +325,9 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	if err != nil && err != io.EOF {
 		if cause := context.Cause(b.ctx); cause != nil {
 			err = cause
+		}
+		if b.ctx.Err() == nil || err == errStalled {
+			b.broke()
 		}
 		err = discreet(err)
 	}

@@ -112,22 +112,25 @@ func Latency(d time.Duration) Fault {
 // ResetConnection closes the connection before any answer, with a TCP RST if it has sockets.
 func ResetConnection() Fault {
 	return func(http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			conn, _, err := http.NewResponseController(w).Hijack()
-			if err != nil {
-				abort()
-			}
-			if tcp, ok := conn.(*net.TCPConn); ok {
-				tcp.SetLinger(0) // what makes it a RST
-			}
-			conn.Close()
-		})
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { reset(w) })
 	}
+}
+
+// reset closes the connection of an answer, with a TCP RST if it has sockets.
+func reset(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		abort()
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.SetLinger(0) // what makes it a RST
+	}
+	conn.Close()
 }
 
 // after is a fault that sends n bytes of the body, sees to it that they leave, and calls then
 // before the next one. Nothing happens to a body of n bytes or fewer.
-func after(n int64, then func(ctx context.Context)) Fault {
+func after(n int64, then func(w http.ResponseWriter, req *http.Request)) Fault {
 	return spoil(func(w *writer, req *http.Request) {
 		reached := false
 		w.body = func(p []byte) (int, error) {
@@ -140,7 +143,7 @@ func after(n int64, then func(ctx context.Context)) Fault {
 				return m, err
 			}
 			w.flush()
-			then(req.Context())
+			then(w, req)
 			m, err := w.ResponseWriter.Write(p[left:])
 			return int(left) + m, err
 		}
@@ -149,7 +152,16 @@ func after(n int64, then func(ctx context.Context)) Fault {
 
 // CutAfter promises the full length and breaks the connection after n bytes of the body.
 func CutAfter(n int64) Fault {
-	return after(n, func(context.Context) { abort() })
+	return after(n, func(http.ResponseWriter, *http.Request) { abort() })
+}
+
+// ResetAfter promises the full length and resets the connection after n bytes of the body,
+// as ResetConnection does.
+func ResetAfter(n int64) Fault {
+	return after(n, func(w http.ResponseWriter, _ *http.Request) {
+		reset(w)
+		abort()
+	})
 }
 
 // StallAfter sends n bytes of the body and then nothing, until the client leaves or the
@@ -158,7 +170,7 @@ func StallAfter(n int64) Fault { return GateAfter(n, nil) }
 
 // GateAfter sends n bytes of the body, and the rest only after ch is closed.
 func GateAfter(n int64, ch <-chan struct{}) Fault {
-	return after(n, func(ctx context.Context) { wait(ctx, ch) })
+	return after(n, func(_ http.ResponseWriter, req *http.Request) { wait(req.Context(), ch) })
 }
 
 // Rate sends the body of each answer at no more than this rate, in pieces of about 10 ms.
@@ -228,6 +240,34 @@ func Extend(n int64) Fault {
 	}
 }
 
+// Overrun sends n bytes more than the header promises, and closes the connection.
+func Overrun(n int64) Fault {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			next.ServeHTTP(w, req)
+			http.NewResponseController(w).Flush()
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				abort()
+			}
+			defer conn.Close()
+			io.Copy(conn, io.LimitReader(spaces{}, n))
+		})
+	}
+}
+
+// CutAtEnd sends the whole body in chunks, and breaks the connection where the last one would
+// say that this was all.
+func CutAtEnd() Fault {
+	return func(next http.Handler) http.Handler {
+		return NoContentLength()(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			next.ServeHTTP(w, req)
+			http.NewResponseController(w).Flush()
+			abort()
+		}))
+	}
+}
+
 // spaces has no end.
 type spaces struct{}
 
@@ -280,6 +320,18 @@ func WrongContentRange() Fault {
 		w.header = func(h http.Header) {
 			if first, last, size := contentRange(h); size != "" {
 				h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%s", first+1, last+1, size))
+			}
+		}
+	})
+}
+
+// WrongTotal sends the range asked for and says that it is one of a blob n bytes larger.
+func WrongTotal(n int64) Fault {
+	return spoil(func(w *writer, _ *http.Request) {
+		w.header = func(h http.Header) {
+			first, last, size := contentRange(h)
+			if total, err := strconv.ParseInt(size, 10, 64); err == nil {
+				h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, total+n))
 			}
 		}
 	})

@@ -1,0 +1,84 @@
+package handler
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"larder/handler/upstream"
+)
+
+// Globs are patterns of canonical repository names, such as
+// docker.io/library/*: a * stands for any part of one element of the name, a **
+// for anything.
+type Globs []*regexp.Regexp
+
+var (
+	// globPattern allows what canonical names consist of, and stars.
+	globPattern = regexp.MustCompile(`^[a-z0-9._:\[\]*-]+(/[a-z0-9._*-]+)+$|^\*\*$`)
+
+	stars = regexp.MustCompile(`\*+`)
+)
+
+// ParseGlobs reads a comma list of globs. One that can match nothing of what the
+// registries have is an error: whoever wrote it believes that it does. The error
+// has every entry that is wrong, by its number.
+func ParseGlobs(s string, registries []upstream.Registry) (Globs, error) {
+	var globs Globs
+	var errs []error
+	for i, entry := range strings.Split(s, ",") {
+		if entry = strings.TrimSpace(entry); entry == "" {
+			continue
+		}
+		if err := checkGlob(entry, registries); err != nil {
+			errs = append(errs, fmt.Errorf("entry %d: %w", i+1, err))
+			continue
+		}
+		globs = append(globs, compileGlob(entry))
+	}
+	if len(globs) == 0 && len(errs) == 0 {
+		errs = append(errs, errors.New("no repository listed"))
+	}
+	return globs, errors.Join(errs...)
+}
+
+func checkGlob(glob string, registries []upstream.Registry) error {
+	if !globPattern.MatchString(glob) || strings.Contains(glob, "***") {
+		return errors.New("not of the form host/repository, in lower case, with * for a part of one element and ** for anything")
+	}
+	host, name, _ := strings.Cut(glob, "/")
+	if strings.Contains(host, "**") {
+		return nil
+	}
+	hosts := compileGlob(host)
+	matches := func(r upstream.Registry) bool { return hosts.MatchString(r.Host) }
+	switch {
+	case !slices.ContainsFunc(registries, matches):
+		return errors.New("begins with no host of LARDER_UPSTREAMS (Docker Hub's is docker.io)")
+	case host == "docker.io" && !strings.Contains(name, "/") && !strings.Contains(name, "**"):
+		return errors.New("matches nothing: names at Docker Hub have two elements, as in docker.io/library/alpine; all of it is docker.io/**")
+	}
+	return nil
+}
+
+func compileGlob(glob string) *regexp.Regexp {
+	var pattern strings.Builder
+	end := 0
+	for _, at := range stars.FindAllStringIndex(glob, -1) {
+		pattern.WriteString(regexp.QuoteMeta(glob[end:at[0]]))
+		if end = at[1]; end-at[0] == 1 {
+			pattern.WriteString("[^/]*")
+		} else {
+			pattern.WriteString(".*")
+		}
+	}
+	pattern.WriteString(regexp.QuoteMeta(glob[end:]))
+	return regexp.MustCompile("(?s)^" + pattern.String() + "$") // stars and quoted text alone
+}
+
+// match reports whether one of the globs matches a canonical name.
+func (g Globs) match(repository string) bool {
+	return slices.ContainsFunc(g, func(p *regexp.Regexp) bool { return p.MatchString(repository) })
+}
