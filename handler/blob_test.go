@@ -172,8 +172,10 @@ func TestWrongBlobIsNeverComplete(t *testing.T) {
 func TestBrokenAnswerIsLogged(t *testing.T) {
 	l := newLarder(t, setup{tls: true})
 	d := l.hub.AddBlob("a/b", random(t, 1, 1<<20))
-	l.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.FlipByte(1<<19))
+	begun := make(chan struct{})
+	l.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.FlipByte(1<<19), upstreamtest.GateAfter(1<<18, begun))
 	res, err := l.server.Client().Get(l.server.URL + blobPath("a/b", d))
+	close(begun) // before that, the answer would be a clear error
 	if err != nil {
 		t.Fatal(err)
 	}
