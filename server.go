@@ -92,6 +92,7 @@ func (p *program) open() (err error) {
 	if p.dir, err = openCacheDir(cfg.CacheDir); err != nil {
 		return err
 	}
+	metrics := admin.NewMetrics(version())
 	p.upstreams, err = upstream.New(upstream.Config{
 		Registries: cfg.upstreams,
 		Keychain: &auth.Keychain{
@@ -100,15 +101,16 @@ func (p *program) open() (err error) {
 		UserAgent:   "larder/" + version(),
 		Connections: int(cfg.UpstreamConnections),
 		Floor:       int(cfg.RateLimitFloor),
+		Observe:     metrics.Asked,
 		Logger:      p.log.Named("upstream"),
 	})
 	if err != nil {
 		return err
 	}
-	if err := p.openCaches(); err != nil {
+	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics := admin.NewMetrics(version(), admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams})
+	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
@@ -126,7 +128,7 @@ func (p *program) open() (err error) {
 	return p.listenAdmin(metrics)
 }
 
-func (p *program) openCaches() error {
+func (p *program) openCaches(metrics *admin.Metrics) error {
 	blobs, err := p.dir.sub("blobs")
 	if err != nil {
 		return err
@@ -135,7 +137,7 @@ func (p *program) openCaches() error {
 		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
 		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
 		ScrubInterval: p.cfg.ScrubInterval, ScrubRate: int64(p.cfg.ScrubRate),
-		Logger: p.log.Named("blobs"),
+		Observe: metrics.Stored("blob"), Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
 		return err
@@ -150,9 +152,9 @@ func (p *program) openCaches() error {
 		StaleIf: func(err error) bool { // an upstream that lies can't answer either
 			return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest)
 		},
-		GoneIf: upstream.Refused,
-		Spare:  p.upstreams.Spare,
-		Logger: p.log.Named("manifests"),
+		GoneIf:  upstream.Refused,
+		Spare:   p.upstreams.Spare,
+		Observe: metrics.Stored("manifest"), Logger: p.log.Named("manifests"),
 	})
 	return err
 }

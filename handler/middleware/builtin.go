@@ -121,6 +121,9 @@ func newMetrics(opts Options) (Middleware, error) {
 				o := Observation{Note: *NoteOf(r.Context()), Method: r.Method, Duration: time.Since(start)}
 				if rec, ok := w.(*Recorder); ok {
 					o.Status, o.Bytes = rec.Status(), rec.bytes
+					if !rec.first.IsZero() {
+						o.Begun = rec.first.Sub(start)
+					}
 				}
 				opts.Observe(o)
 			}()

@@ -38,6 +38,7 @@ type Observation struct {
 	Status   int
 	Bytes    int64 // of the body, sent
 	Duration time.Duration
+	Begun    time.Duration // until the answer began; 0: it did not
 }
 
 // Registry knows middlewares by name.
