@@ -163,6 +163,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	}
 	h := handler.New(handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")})
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
+	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, p.cfg.access.MayPull
 	opts.Variables = p.cfg.settings
 	return middlewares().Chain(h, opts, p.cfg.middlewares...)

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,7 +60,7 @@ func newLarder(t *testing.T) *larder {
 	}
 	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams})
 	h := handler.New(handler.Config{Upstreams: upstreams, Blobs: l.blobs, Manifests: l.manifests})
-	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe}, "metrics", "readonly")
+	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe, Running: metrics.Running, Identify: h.Identify}, "metrics", "readonly")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,11 +94,15 @@ func root(t *testing.T) *os.Root {
 
 // stored waits until what has been fetched is on disk.
 func (l *larder) stored(ctx context.Context) error {
+	return until(ctx, func() bool { return l.blobs.Stats().Fills == 0 })
+}
+
+func until(ctx context.Context, done func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for l.blobs.Stats().Fills > 0 {
+	for !done() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -209,7 +214,7 @@ func TestMetrics(t *testing.T) {
 		`larder_requests_total{code="200",kind="base",outcome=""}`:                             "1",
 		`larder_requests_total{code="200",kind="tags",outcome="miss"}`:                         "1",
 		`larder_requests_total{code="404",kind="",outcome=""}`:                                 "1",
-		`larder_requests_total{code="405",kind="",outcome=""}`:                                 "1",
+		`larder_requests_total{code="405",kind="base",outcome=""}`:                             "1",
 		`larder_sent_bytes_total{kind="blob",outcome="miss"}`:                                  "100000",
 		`larder_sent_bytes_total{kind="blob",outcome="hit"}`:                                   "100000",
 		`larder_request_duration_seconds_count{kind="blob",outcome="hit"}`:                     "2",
@@ -337,5 +342,26 @@ func TestVars(t *testing.T) {
 	}
 	if vars.Memstats == nil || vars.Memstats.HeapAlloc == 0 {
 		t.Error("there is nothing of memory")
+	}
+}
+
+func TestRequestsInFlight(t *testing.T) {
+	l := newLarder(t)
+	d := l.hub.AddBlob("a/b", make([]byte, 1000))
+	hold := make(chan struct{})
+	l.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.Gate(hold))
+	const metric = `larder_requests_in_flight{kind="blob"}`
+	var asking sync.WaitGroup
+	for range 3 {
+		asking.Go(func() { ask(l.registry, "GET", "/v2/a/b/blobs/"+d.String()) })
+	}
+	err := until(t.Context(), func() bool { return l.scrape(t)[metric] == "3" })
+	close(hold)
+	asking.Wait()
+	if err != nil {
+		t.Error("three requests are not in flight")
+	}
+	if got := l.scrape(t)[metric]; got != "0" {
+		t.Errorf("%s requests are in flight when all have been answered", got)
 	}
 }

@@ -19,6 +19,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	from     Sources
 	requests *prometheus.CounterVec
+	running  *prometheus.GaugeVec
 	seconds  *prometheus.HistogramVec
 	begun    *prometheus.HistogramVec
 	sizes    *prometheus.HistogramVec
@@ -45,6 +46,10 @@ func NewMetrics(version string) *Metrics {
 			Name: "larder_requests_total",
 			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW or LARDER_DENY; empty for other errors) and HTTP status (499: the client left).",
 		}, []string{"kind", "outcome", "code"}),
+		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "larder_requests_in_flight",
+			Help: "Requests whose answers have not come to their end.",
+		}, []string{"kind"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "larder_request_duration_seconds",
 			Help:    "Time from a request to the end of its answer.",
@@ -82,7 +87,7 @@ func NewMetrics(version string) *Metrics {
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "larder_build_info", Help: "Always 1; the version is a label.", ConstLabels: prometheus.Labels{"version": version},
 	}, func() float64 { return 1 })
-	m.registry.MustRegister(m.requests, m.seconds, m.begun, m.sizes, m.sent, m.asked, m.failed, m.stored, build,
+	m.registry.MustRegister(m.requests, m.running, m.seconds, m.begun, m.sizes, m.sent, m.asked, m.failed, m.stored, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -103,6 +108,12 @@ func (m *Metrics) Observe(o middleware.Observation) {
 		m.sizes.WithLabelValues(o.Kind).Observe(float64(o.Bytes))
 	}
 	m.totals.add(o)
+}
+
+// Running counts requests that are being answered. It is the middleware's
+// Options.Running.
+func (m *Metrics) Running(kind string, delta int) {
+	m.running.WithLabelValues(kind).Add(float64(delta))
 }
 
 // Asked counts a question to an upstream. It is upstream's Config.Observe.

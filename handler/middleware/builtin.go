@@ -111,13 +111,18 @@ func accessFields(w http.ResponseWriter, r *http.Request, took time.Duration) []
 
 // newMetrics tells Options.Observe of each request.
 func newMetrics(opts Options) (Middleware, error) {
+	if opts.Running == nil {
+		opts.Running = func(string, int) {}
+	}
 	return func(next http.Handler) http.Handler {
 		if opts.Observe == nil {
 			return next
 		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			start := time.Now()
+			start, kind := time.Now(), NoteOf(r.Context()).Kind
+			opts.Running(kind, 1)
 			defer func() {
+				opts.Running(kind, -1)
 				o := Observation{Note: *NoteOf(r.Context()), Method: r.Method, Duration: time.Since(start)}
 				if rec, ok := w.(*Recorder); ok {
 					o.Status, o.Bytes = rec.Status(), rec.bytes

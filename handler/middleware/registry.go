@@ -29,6 +29,10 @@ type Options struct {
 	Logger  *zap.Logger       // nil: none
 	Observe func(Observation) // nil: nobody counts
 
+	// Running is told of a request that begins (1) and ends (-1). It goes with
+	// Observe.
+	Running func(kind string, delta int)
+
 	// Identify notes what a request is for (see Note), before the first
 	// middleware sees it, and returns the context that the request goes on with.
 	// nil: the handler does it, and no middleware knows.
