@@ -29,10 +29,6 @@ import (
 // wanted it has left.
 const linger = 30 * time.Second
 
-// chain is the middlewares, outermost first. Log and metrics are outside of
-// recover, to see the 500 that becomes of a panic.
-var chain = []string{"requestid", "log", "metrics", "recover", "auth", "readonly"}
-
 // errShuttingDown is what readiness says while larder stops.
 var errShuttingDown = errors.New("shutting down")
 
@@ -92,6 +88,7 @@ func (p *program) open() (err error) {
 	if p.dir, err = openCacheDir(cfg.CacheDir); err != nil {
 		return err
 	}
+	metrics := admin.NewMetrics(version())
 	p.upstreams, err = upstream.New(upstream.Config{
 		Registries: cfg.upstreams,
 		Keychain: &auth.Keychain{
@@ -100,15 +97,16 @@ func (p *program) open() (err error) {
 		UserAgent:   "larder/" + version(),
 		Connections: int(cfg.UpstreamConnections),
 		Floor:       int(cfg.RateLimitFloor),
+		Observe:     metrics.Asked,
 		Logger:      p.log.Named("upstream"),
 	})
 	if err != nil {
 		return err
 	}
-	if err := p.openCaches(); err != nil {
+	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics := admin.NewMetrics(version(), admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams})
+	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
@@ -126,7 +124,7 @@ func (p *program) open() (err error) {
 	return p.listenAdmin(metrics)
 }
 
-func (p *program) openCaches() error {
+func (p *program) openCaches(metrics *admin.Metrics) error {
 	blobs, err := p.dir.sub("blobs")
 	if err != nil {
 		return err
@@ -135,7 +133,7 @@ func (p *program) openCaches() error {
 		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
 		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
 		ScrubInterval: p.cfg.ScrubInterval, ScrubRate: int64(p.cfg.ScrubRate),
-		Logger: p.log.Named("blobs"),
+		Observe: metrics.Stored("blob"), Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
 		return err
@@ -150,9 +148,9 @@ func (p *program) openCaches() error {
 		StaleIf: func(err error) bool { // an upstream that lies can't answer either
 			return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest)
 		},
-		GoneIf: upstream.Refused,
-		Spare:  p.upstreams.Spare,
-		Logger: p.log.Named("manifests"),
+		GoneIf:  upstream.Refused,
+		Spare:   p.upstreams.Spare,
+		Observe: metrics.Stored("manifest"), Logger: p.log.Named("manifests"),
 	})
 	return err
 }
@@ -163,12 +161,12 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	h := handler.New(handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")})
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
-	h := handler.New(handler.Config{
-		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests,
-		Allow: p.cfg.allow, Deny: p.cfg.deny, Logger: p.log.Named("http"),
-	})
-	return middleware.Builtin().Chain(h, opts, chain...)
+	opts.Running = metrics.Running
+	opts.Identify, opts.MayPull = h.Identify, p.cfg.access.MayPull
+	opts.Variables = p.cfg.settings
+	return middlewares().Chain(h, opts, p.cfg.middlewares...)
 }
 
 // passwords are the options of an auth middleware: with a file, or without one.

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 
+	"larder/blobcache/durable"
 	"larder/ttl"
 )
 
@@ -309,8 +310,8 @@ func diskFull(err error) bool {
 // complain logs what is wrong with the disk, once a minute at most.
 func (c *Cache) complain(message string, err error) {
 	c.disk.Error(message, zap.Error(err))
-	c.count.storeErrors.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.storeErr = err
+	c.storeErrs[durable.Kind(err)]++
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -94,6 +95,8 @@ type Config struct {
 	ScrubInterval time.Duration // how often each blob is read again; 0: never
 	ScrubRate     int64         // how fast, in bytes per second; 0: no limit
 
+	Observe func(op string, took time.Duration) // write, commit; nil: nobody counts
+
 	// Connections is how many may fetch one large blob at once. With 0 or 1, a
 	// whole blob is asked for in one.
 	Connections int
@@ -121,13 +124,14 @@ type Cache struct {
 
 	// mu guards the maps, what the entries hold, and the fields of a fill that
 	// say so. It may be taken before a fill's own lock, never after.
-	mu       sync.Mutex
-	entries  map[digest.Digest]*entry
-	fills    map[digest.Digest]*fill
-	streams  map[digest.Digest][]*stream
-	lied     map[digest.Digest]bool // a part of it was wrong: next time in one
-	stuck    map[digest.Digest]bool // its file is wrong and can't be removed
-	storeErr error                  // what is wrong with the disk, nil since something was stored
+	mu        sync.Mutex
+	entries   map[digest.Digest]*entry
+	fills     map[digest.Digest]*fill
+	streams   map[digest.Digest][]*stream
+	lied      map[digest.Digest]bool // a part of it was wrong: next time in one
+	stuck     map[digest.Digest]bool // its file is wrong and can't be removed
+	storeErr  error                  // what is wrong with the disk, nil since something was stored
+	storeErrs map[string]int64       // all that ever was, by kind
 	budget
 }
 
@@ -143,20 +147,19 @@ type Stats struct {
 	Mismatches                   int64 // fills thrown away for ErrDigest
 	Damaged                      int64 // files thrown away, as they were not what was stored
 	Expired, ExpireErrors, Scans int64
-	MaxBytes                     int64 // what may be kept; 0: no limit
-	Reserved                     int64 // bytes that the running fills have, or have room for
-	Evicted, EvictedBytes        int64 // before the end of their life
-	Scrubbed, ScrubbedBytes      int64 // read again to see whether they are right
-	Doubted                      int64 // by Doubt
-	StoreErrors                  int64 // of the disk
-	StoreError                   error // the last, if nothing was stored since
+	MaxBytes                     int64            // what may be kept; 0: no limit
+	Reserved                     int64            // bytes that the running fills have, or have room for
+	Evicted, EvictedBytes        int64            // before the end of their life
+	Scrubbed, ScrubbedBytes      int64            // read again to see whether they are right
+	Doubted                      int64            // by Doubt
+	StoreErrors                  map[string]int64 // of the disk, by durable.Kind
+	StoreError                   error            // the last, if nothing was stored since
 }
 
 type counters struct {
 	outcomes                                                      [4]atomic.Int64
 	fetched, resumed, mismatches, damaged, expired, failed, scans atomic.Int64
 	evicted, evictedBytes, scrubbed, scrubbedBytes, doubted       atomic.Int64
-	storeErrors                                                   atomic.Int64
 }
 
 // Open makes a cache of the directory root, which is then the cache's own to
@@ -175,19 +178,20 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		return nil, fmt.Errorf("open blob cache: %w", err)
 	}
 	c := &Cache{
-		root:    root,
-		cfg:     cfg,
-		log:     log,
-		disk:    log.WithOptions(zap.WrapCore(onceAMinute)),
-		sizes:   usualSizes(),
-		writeAt: (*os.File).WriteAt,
-		scanned: make(chan struct{}),
-		entries: make(map[digest.Digest]*entry),
-		fills:   make(map[digest.Digest]*fill),
-		streams: make(map[digest.Digest][]*stream),
-		lied:    make(map[digest.Digest]bool),
-		stuck:   make(map[digest.Digest]bool),
-		budget:  newBudget(cfg, total),
+		root:      root,
+		cfg:       cfg,
+		log:       log,
+		disk:      log.WithOptions(zap.WrapCore(onceAMinute)),
+		sizes:     usualSizes(),
+		writeAt:   (*os.File).WriteAt,
+		scanned:   make(chan struct{}),
+		entries:   make(map[digest.Digest]*entry),
+		fills:     make(map[digest.Digest]*fill),
+		streams:   make(map[digest.Digest][]*stream),
+		lied:      make(map[digest.Digest]bool),
+		stuck:     make(map[digest.Digest]bool),
+		storeErrs: make(map[string]int64),
+		budget:    newBudget(cfg, total),
 	}
 	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
@@ -320,7 +324,6 @@ func (c *Cache) Stats() Stats {
 		Scans:        c.count.scans.Load(),
 		Evicted:      c.count.evicted.Load(),
 		EvictedBytes: c.count.evictedBytes.Load(),
-		StoreErrors:  c.count.storeErrors.Load(),
 
 		Scrubbed:      c.count.scrubbed.Load(),
 		ScrubbedBytes: c.count.scrubbedBytes.Load(),
@@ -331,7 +334,7 @@ func (c *Cache) Stats() Stats {
 	s.Fills = int64(len(c.fills))
 	s.Entries, s.Bytes = c.blobs.n, c.blobs.bytes
 	s.Partials, s.PartialBytes = c.partials.n, c.partials.bytes
-	s.MaxBytes, s.Reserved, s.StoreError = c.max, c.reserved, c.storeErr
+	s.MaxBytes, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
 	return s
 }
 

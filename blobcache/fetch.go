@@ -287,9 +287,11 @@ func (f *fill) write(p []byte, pos int64) error {
 			return nil
 		}
 		hole.End = min(hole.End, end)
+		began := time.Now()
 		if _, err := f.cache.writeAt(f.file, p[hole.Start-pos:hole.End-pos], hole.Start); err != nil {
 			return err
 		}
+		f.cache.observe("write", began)
 		f.mu.Lock()
 		f.have = f.have.add(hole)
 		f.arrived += hole.End - hole.Start

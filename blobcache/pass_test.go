@@ -193,7 +193,7 @@ func TestFullDiskPassesBlobsOnAndRecovers(t *testing.T) {
 			t.Errorf("%d lines were logged in 50 s, want one or two: %v", n, seen.All())
 		}
 		s := c.Stats()
-		if !errors.Is(s.StoreError, syscall.ENOSPC) || s.StoreErrors != 50 || s.Passed != 50 || s.Evicted != 1 {
+		if !errors.Is(s.StoreError, syscall.ENOSPC) || s.StoreErrors["ENOSPC"] != 50 || s.Passed != 50 || s.Evicted != 1 {
 			t.Errorf("while the disk is full: %+v", s)
 		}
 		full.Store(false)

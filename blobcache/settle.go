@@ -28,7 +28,9 @@ func (c *Cache) settle(f *fill, err error) *entry {
 		// The readers have their last byte; nobody waits for the disk.
 		err := f.file.Truncate(f.size) // somebody may have made it longer
 		if err == nil {
+			began := time.Now()
 			err = durable.Commit(c.root, f.file, partialName(f.digest), blobName(f.digest))
+			c.observe("commit", began)
 		}
 		c.stored(err)
 		if err != nil {
@@ -64,6 +66,12 @@ func (c *Cache) unkept(f *fill, err error) {
 	}
 	c.disk.Warn("no room for a blob, whatever else is removed; it is passed on without being kept",
 		zap.Stringer("digest", f.digest), zap.Int64("size", f.knownSize()), zap.String("owner", f.source.Owner))
+}
+
+func (c *Cache) observe(op string, began time.Time) {
+	if c.cfg.Observe != nil {
+		c.cfg.Observe(op, time.Since(began))
+	}
 }
 
 // stored notes how a commit went.

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -89,8 +90,9 @@ type Config struct {
 	// Spare says why an upstream, named by a repository of its, should not be
 	// asked now what a tag points at if that is known; its error need not be one
 	// that StaleIf tells. nil, or a nil error: ask.
-	Spare  func(repository string) error
-	Logger *zap.Logger // nil: none
+	Spare   func(repository string) error
+	Observe func(op string, took time.Duration) // commit; nil: nobody counts
+	Logger  *zap.Logger                         // nil: none
 }
 
 // Cache is a directory of manifests. Its methods may be called by several
@@ -107,8 +109,9 @@ type Cache struct {
 	due     ttl.Queue[string] // by file name
 	count   counters
 
-	mu sync.Mutex // guards the index
+	mu sync.Mutex // guards what follows
 	index
+	storeErrs map[string]int64 // all that was ever wrong with the disk, by kind
 }
 
 // Stats is what a cache holds and what it has done since it was opened.
@@ -116,14 +119,17 @@ type Stats struct {
 	Entries, Bytes               int64 // manifests on disk
 	Hits, Revalidated, Misses    int64
 	Stale                        int64
-	Mismatches                   int64 // answers thrown away for ErrDigest
-	Damaged                      int64 // files thrown away
+	Mismatches                   int64            // answers thrown away for ErrDigest
+	Damaged                      int64            // files thrown away
+	Fetched                      int64            // bytes of manifests that came from upstream
+	StoreErrors                  map[string]int64 // of the disk, by durable.Kind
 	Expired, ExpireErrors, Scans int64
 }
 
 type counters struct {
 	outcomes                                    [4]atomic.Int64
 	mismatches, damaged, expired, failed, scans atomic.Int64
+	fetched                                     atomic.Int64
 }
 
 // Open makes a cache of the directory root, which is then the cache's own to
@@ -146,7 +152,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), index: newIndex()}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), index: newIndex(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}
@@ -205,10 +211,11 @@ func (c *Cache) Stats() Stats {
 		Expired:      c.count.expired.Load(),
 		ExpireErrors: c.count.failed.Load(),
 		Scans:        c.count.scans.Load(),
+		Fetched:      c.count.fetched.Load(),
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.Entries = int64(len(c.manifests))
+	s.Entries, s.StoreErrors = int64(len(c.manifests)), maps.Clone(c.storeErrs)
 	for _, e := range c.manifests {
 		s.Bytes += e.size
 	}
@@ -371,6 +378,7 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upst
 	if err != nil {
 		return nil, err
 	}
+	c.count.fetched.Add(int64(len(body)))
 	want := desc.Digest // what upstream claims, unless we know better
 	if d, err := digest.Parse(reference); err == nil {
 		want = d

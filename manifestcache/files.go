@@ -170,11 +170,28 @@ func (c *Cache) load(d digest.Digest) *Manifest {
 // store writes m to disk. A disk that can't be written costs the next caller a
 // question to upstream; this one has its manifest.
 func (c *Cache) store(m *Manifest) {
-	if err := durable.WriteFile(c.root, manifestName(m.Digest), encodeManifest(m)); err != nil {
-		c.disk.Error("manifest not stored", zap.Stringer("digest", m.Digest), zap.Error(err))
+	if err := c.write(manifestName(m.Digest), encodeManifest(m)); err != nil {
+		c.complain("manifest not stored", err, zap.Stringer("digest", m.Digest))
 		return
 	}
 	c.use(m, time.Now())
+}
+
+func (c *Cache) write(name string, data []byte) error {
+	began := time.Now()
+	err := durable.WriteFile(c.root, name, data)
+	if c.cfg.Observe != nil {
+		c.cfg.Observe("commit", time.Since(began))
+	}
+	return err
+}
+
+// complain logs what is wrong with the disk, once a minute at most.
+func (c *Cache) complain(message string, err error, fields ...zap.Field) {
+	c.disk.Error(message, append(fields, zap.Error(err))...)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.storeErrs[durable.Kind(err)]++
 }
 
 // readTag returns what a tag pointed at when upstream last said so, or nil.
@@ -211,13 +228,13 @@ func (c *Cache) link(repository, tag string, m *Manifest) {
 	var err error
 	if old == nil || old.Descriptor.Digest != m.Digest {
 		data, _ := json.Marshal(link{Reference: repository + ":" + tag, Descriptor: m.Descriptor})
-		err = durable.WriteFile(c.root, name, data)
+		err = c.write(name, data)
 	}
 	if err == nil {
 		err = c.root.Chtimes(name, now, now)
 	}
 	if err != nil {
-		c.disk.Error("tag not stored", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
+		c.complain("tag not stored", err, zap.String("repository", repository), zap.String("tag", tag))
 		c.removeTag(repository, tag) // what it says is not true any more
 		return
 	}

@@ -200,7 +200,7 @@ func (c *Cache) validate(repository string, m *Manifest) {
 		err = c.root.Chtimes(name, now, now)
 	}
 	if err != nil {
-		c.disk.Warn("right of a repository not recorded", zap.String("repository", repository), zap.Stringer("digest", m.Digest), zap.Error(err))
+		c.complain("right of a repository not recorded", err, zap.String("repository", repository), zap.Stringer("digest", m.Digest))
 	}
 	c.schedule(name, now)
 }
@@ -255,7 +255,7 @@ func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 
 func (c *Cache) touch(d digest.Digest, now time.Time) {
 	if err := c.root.Chtimes(manifestName(d), now, now); err != nil {
-		c.disk.Warn("use of a manifest not recorded; it may expire early", zap.Error(err))
+		c.complain("use of a manifest not recorded; it may expire early", err)
 	}
 }
 

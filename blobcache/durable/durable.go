@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"syscall"
 )
 
 // Temp is the directory in which WriteFile prepares files. What a crash leaves
@@ -73,6 +74,20 @@ func WriteFile(root *os.Root, name string, data []byte) (err error) {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return Commit(root, f, tmp, name)
+}
+
+// Kind names what is wrong with the disk, for those who count: the system's name
+// of the error, of those that an operator can do something about, or "other".
+func Kind(err error) string {
+	for errno, name := range map[syscall.Errno]string{
+		syscall.ENOSPC: "ENOSPC", syscall.EDQUOT: "EDQUOT", syscall.EROFS: "EROFS",
+		syscall.EIO: "EIO", syscall.EACCES: "EACCES", syscall.EMFILE: "EMFILE",
+	} {
+		if errors.Is(err, errno) {
+			return name
+		}
+	}
+	return "other"
 }
 
 // Clean removes what unfinished calls of WriteFile have left in Temp. It must

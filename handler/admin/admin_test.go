@@ -3,14 +3,18 @@ package admin_test
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"larder/blobcache"
 	"larder/handler"
@@ -40,20 +44,23 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	upstreams, err := upstream.New(upstream.Config{Registries: list})
+	metrics := admin.NewMetrics("1.2.3")
+	upstreams, err := upstream.New(upstream.Config{Registries: list, Observe: metrics.Asked})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.blobs, err = blobcache.Open(root(t), blobcache.Config{TTL: time.Hour}); err != nil {
+	if l.blobs, err = blobcache.Open(root(t), blobcache.Config{TTL: time.Hour, Observe: metrics.Stored("blob")}); err != nil {
 		t.Fatal(err)
 	}
-	l.manifests, err = manifestcache.Open(root(t), manifestcache.Config{TagTTL: time.Hour, StaleIf: upstream.Unreachable})
+	l.manifests, err = manifestcache.Open(root(t), manifestcache.Config{
+		TagTTL: time.Hour, StaleIf: upstream.Unreachable, Observe: metrics.Stored("manifest"),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics := admin.NewMetrics("1.2.3", admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams})
+	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams})
 	h := handler.New(handler.Config{Upstreams: upstreams, Blobs: l.blobs, Manifests: l.manifests})
-	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe}, "metrics", "readonly")
+	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe, Running: metrics.Running, Identify: h.Identify}, "metrics", "readonly")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,11 +94,15 @@ func root(t *testing.T) *os.Root {
 
 // stored waits until what has been fetched is on disk.
 func (l *larder) stored(ctx context.Context) error {
+	return until(ctx, func() bool { return l.blobs.Stats().Fills == 0 })
+}
+
+func until(ctx context.Context, done func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for l.blobs.Stats().Fills > 0 {
+	for !done() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -155,7 +166,7 @@ func TestHealthAndReadiness(t *testing.T) {
 func TestAdminHasNothingElse(t *testing.T) {
 	l := newLarder(t)
 	for path, status := range map[string]int{
-		"/debug/pprof/": 200, "/debug/pprof/heap?debug=1": 200, "/debug/pprof/goroutine?debug=1": 200, "/debug/pprof/cmdline": 200, "/debug/pprof/symbol": 200,
+		"/debug/pprof/": 200, "/debug/pprof/heap?debug=1": 200, "/debug/pprof/goroutine?debug=1": 200, "/debug/pprof/cmdline": 200, "/debug/pprof/symbol": 200, "/debug/vars": 200,
 		"/": 404, "/v2/": 404, "/v2/library/alpine/manifests/1": 404, "/debug/": 404, "/readyz/x": 404,
 	} {
 		if w := ask(l.admin, "GET", path); w.Code != status {
@@ -194,38 +205,47 @@ func TestMetrics(t *testing.T) {
 	ask(l.registry, "POST", "/v2/")
 	got := l.scrape(t)
 	want := map[string]string{
-		`larder_requests_total{code="200",kind="manifest",outcome="miss"}`:            "1",
-		`larder_requests_total{code="200",kind="manifest",outcome="hit"}`:             "2",
-		`larder_requests_total{code="404",kind="manifest",outcome=""}`:                "1",
-		`larder_requests_total{code="502",kind="manifest",outcome=""}`:                "1",
-		`larder_requests_total{code="200",kind="blob",outcome="miss"}`:                "1",
-		`larder_requests_total{code="200",kind="blob",outcome="hit"}`:                 "2",
-		`larder_requests_total{code="200",kind="base",outcome=""}`:                    "1",
-		`larder_requests_total{code="200",kind="tags",outcome="miss"}`:                "1",
-		`larder_requests_total{code="404",kind="",outcome=""}`:                        "1",
-		`larder_requests_total{code="405",kind="",outcome=""}`:                        "1",
-		`larder_sent_bytes_total{kind="blob",outcome="miss"}`:                         "100000",
-		`larder_sent_bytes_total{kind="blob",outcome="hit"}`:                          "100000",
-		`larder_request_duration_seconds_count{kind="blob",outcome="hit"}`:            "2",
-		`larder_request_duration_seconds_bucket{kind="blob",outcome="hit",le="+Inf"}`: "2",
-		`larder_upstream_requests_total{code="200",host="docker.io"}`:                 "5", // ping, HEAD and GET of a manifest, a blob, tags
-		`larder_upstream_requests_total{code="404",host="docker.io"}`:                 "1",
-		`larder_upstream_requests_total{code="0",host="ghcr.io"}`:                     "2", // once more, as that may help
-		`larder_upstream_bytes_total`:                                                 "100000",
-		`larder_cache_entries{kind="blob"}`:                                           "1",
-		`larder_cache_bytes{kind="blob"}`:                                             "100000",
-		`larder_cache_entries{kind="manifest"}`:                                       "1",
-		`larder_cache_entries{kind="partial"}`:                                        "0",
-		`larder_cache_bytes{kind="partial"}`:                                          "0",
-		`larder_fills`:                                                                "0",
-		`larder_blob_resumes_total`:                                                   "0",
-		`larder_digest_mismatches_total{kind="blob"}`:                                 "0",
-		`larder_digest_mismatches_total{kind="manifest"}`:                             "0",
-		`larder_expired_total{kind="blob"}`:                                           "0",
-		`larder_expired_total{kind="manifest"}`:                                       "0",
-		`larder_expire_errors_total{kind="blob"}`:                                     "0",
-		`larder_expire_errors_total{kind="manifest"}`:                                 "0",
-		`larder_build_info{version="1.2.3"}`:                                          "1",
+		`larder_requests_total{code="200",kind="manifest",outcome="miss"}`:                     "1",
+		`larder_requests_total{code="200",kind="manifest",outcome="hit"}`:                      "2",
+		`larder_requests_total{code="404",kind="manifest",outcome=""}`:                         "1",
+		`larder_requests_total{code="502",kind="manifest",outcome=""}`:                         "1",
+		`larder_requests_total{code="200",kind="blob",outcome="miss"}`:                         "1",
+		`larder_requests_total{code="200",kind="blob",outcome="hit"}`:                          "2",
+		`larder_requests_total{code="200",kind="base",outcome=""}`:                             "1",
+		`larder_requests_total{code="200",kind="tags",outcome="miss"}`:                         "1",
+		`larder_requests_total{code="404",kind="",outcome=""}`:                                 "1",
+		`larder_requests_total{code="405",kind="base",outcome=""}`:                             "1",
+		`larder_sent_bytes_total{kind="blob",outcome="miss"}`:                                  "100000",
+		`larder_sent_bytes_total{kind="blob",outcome="hit"}`:                                   "100000",
+		`larder_request_duration_seconds_count{kind="blob",outcome="hit"}`:                     "2",
+		`larder_request_duration_seconds_bucket{kind="blob",outcome="hit",le="+Inf"}`:          "2",
+		`larder_upstream_requests_total{code="200",host="docker.io"}`:                          "5", // ping, HEAD and GET of a manifest, a blob, tags
+		`larder_upstream_requests_total{code="404",host="docker.io"}`:                          "1",
+		`larder_upstream_requests_total{code="0",host="ghcr.io"}`:                              "2", // once more, as that may help
+		`larder_upstream_bytes_total`:                                                          "100000",
+		`larder_cache_entries{kind="blob"}`:                                                    "1",
+		`larder_cache_bytes{kind="blob"}`:                                                      "100000",
+		`larder_cache_entries{kind="manifest"}`:                                                "1",
+		`larder_cache_entries{kind="partial"}`:                                                 "0",
+		`larder_cache_bytes{kind="partial"}`:                                                   "0",
+		`larder_fills`:                                                                         "0",
+		`larder_blob_resumes_total`:                                                            "0",
+		`larder_digest_mismatches_total{kind="blob"}`:                                          "0",
+		`larder_digest_mismatches_total{kind="manifest"}`:                                      "0",
+		`larder_expired_total{kind="blob"}`:                                                    "0",
+		`larder_expired_total{kind="manifest"}`:                                                "0",
+		`larder_expire_errors_total{kind="blob"}`:                                              "0",
+		`larder_expire_errors_total{kind="manifest"}`:                                          "0",
+		`larder_build_info{version="1.2.3"}`:                                                   "1",
+		`larder_first_byte_seconds_count{kind="blob",outcome="miss"}`:                          "1",
+		`larder_response_size_bytes_sum{kind="blob"}`:                                          "200000",
+		`larder_response_size_bytes_bucket{kind="blob",le="1024"}`:                             "1", // the HEAD
+		`larder_upstream_duration_seconds_count{host="docker.io",op="get blob"}`:               "1",
+		`larder_upstream_duration_seconds_count{host="docker.io",op="head manifest"}`:          "2",
+		`larder_upstream_errors_total{host="docker.io",op="head manifest",reason="notfound"}`:  "1",
+		`larder_upstream_errors_total{host="ghcr.io",op="head manifest",reason="unreachable"}`: "1",
+		`larder_store_duration_seconds_count{kind="blob",op="commit"}`:                         "1",
+		`larder_store_duration_seconds_count{kind="manifest",op="commit"}`:                     "2", // the manifest and its tag
 	}
 	for name, value := range want {
 		if got[name] != value {
@@ -286,5 +306,62 @@ func TestAllButHealthIsProtected(t *testing.T) {
 				t.Errorf("%s %s: %d, want %d", method, target, rec.Code, want)
 			}
 		}
+	}
+}
+
+// TestVars reads what tools that know distribution's proxy look for.
+func TestVars(t *testing.T) {
+	l := newLarder(t)
+	img := l.hub.AddImage("library/alpine", "1", make([]byte, 100_000))
+	blob := "/v2/library/alpine/blobs/" + img.Layers[0].Digest.String()
+	ask(l.registry, "GET", "/v2/library/alpine/manifests/1")
+	manifest := ask(l.registry, "GET", "/v2/library/alpine/manifests/1").Body.Len()
+	ask(l.registry, "GET", blob)
+	if err := l.stored(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ask(l.registry, "GET", blob)
+	ask(l.registry, "GET", "/v2/library/alpine/blobs/"+digest.FromString("not there").String())
+	type counts struct{ Requests, Hits, Misses, BytesPulled, BytesPushed int }
+	var vars struct {
+		Memstats *struct{ HeapAlloc uint64 }
+		Registry struct {
+			Proxy struct{ Blobs, Manifests counts }
+		}
+	}
+	if err := json.Unmarshal(ask(l.admin, "GET", "/debug/vars").Body.Bytes(), &vars); err != nil {
+		t.Fatal(err)
+	}
+	got := vars.Registry.Proxy
+	got.Blobs.BytesPushed -= got.Blobs.BytesPushed % 1000 // there was an error, too
+	if want := (counts{3, 1, 1, 100_000, 200_000}); got.Blobs != want {
+		t.Errorf("blobs are counted as %+v, want %+v", got.Blobs, want)
+	}
+	if want := (counts{2, 1, 1, manifest, 2 * manifest}); got.Manifests != want {
+		t.Errorf("manifests are counted as %+v, want %+v", got.Manifests, want)
+	}
+	if vars.Memstats == nil || vars.Memstats.HeapAlloc == 0 {
+		t.Error("there is nothing of memory")
+	}
+}
+
+func TestRequestsInFlight(t *testing.T) {
+	l := newLarder(t)
+	d := l.hub.AddBlob("a/b", make([]byte, 1000))
+	hold := make(chan struct{})
+	l.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.Gate(hold))
+	const metric = `larder_requests_in_flight{kind="blob"}`
+	var asking sync.WaitGroup
+	for range 3 {
+		asking.Go(func() { ask(l.registry, "GET", "/v2/a/b/blobs/"+d.String()) })
+	}
+	err := until(t.Context(), func() bool { return l.scrape(t)[metric] == "3" })
+	close(hold)
+	asking.Wait()
+	if err != nil {
+		t.Error("three requests are not in flight")
+	}
+	if got := l.scrape(t)[metric]; got != "0" {
+		t.Errorf("%s requests are in flight when all have been answered", got)
 	}
 }

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -16,9 +17,17 @@ import (
 // or a digest: there is no end of these.
 type Metrics struct {
 	registry *prometheus.Registry
+	from     Sources
 	requests *prometheus.CounterVec
+	running  *prometheus.GaugeVec
 	seconds  *prometheus.HistogramVec
+	begun    *prometheus.HistogramVec
+	sizes    *prometheus.HistogramVec
 	sent     *prometheus.CounterVec
+	asked    *prometheus.HistogramVec
+	failed   *prometheus.CounterVec
+	stored   *prometheus.HistogramVec
+	totals   totals
 }
 
 // Sources are the parts that are asked for their Stats at each scrape.
@@ -28,19 +37,48 @@ type Sources struct {
 	Upstreams interface{ Stats() upstream.Stats }
 }
 
-// NewMetrics makes the metrics, in a registry of their own.
-func NewMetrics(version string, from Sources) *Metrics {
+// NewMetrics makes the metrics, in a registry of their own. Collect must be
+// called before they are asked for.
+func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
 			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW or LARDER_DENY; empty for other errors) and HTTP status (499: the client left).",
 		}, []string{"kind", "outcome", "code"}),
+		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "larder_requests_in_flight",
+			Help: "Requests whose answers have not come to their end.",
+		}, []string{"kind"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "larder_request_duration_seconds",
 			Help:    "Time from a request to the end of its answer.",
 			Buckets: []float64{.001, .005, .02, .1, .5, 2, 10, 60, 300},
 		}, []string{"kind", "outcome"}),
+		begun: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "larder_first_byte_seconds",
+			Help:    "Time from a request to the beginning of its answer.",
+			Buckets: []float64{.0005, .002, .01, .05, .2, 1, 5, 25},
+		}, []string{"kind", "outcome"}),
+		sizes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "larder_response_size_bytes",
+			Help:    "Bytes of one answer's body, sent.",
+			Buckets: prometheus.ExponentialBuckets(1<<10, 16, 7), // 1 KiB to 16 GiB
+		}, []string{"kind"}),
+		asked: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "larder_upstream_duration_seconds",
+			Help:    "Time from a question to an upstream to its answer; of a blob, to the header.",
+			Buckets: []float64{.005, .02, .1, .5, 2, 10, 25},
+		}, []string{"host", "op"}),
+		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "larder_upstream_errors_total",
+			Help: "Questions to an upstream that were not answered as hoped, by reason: timeout, unreachable, unasked (it is left alone), ratelimit, denied, notfound, upstream (5xx), wrong (an answer that can't be used), left (the client was gone).",
+		}, []string{"host", "op", "reason"}),
+		stored: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "larder_store_duration_seconds",
+			Help:    "Time that the disk took to write a piece, or to commit a file (fsync and rename).",
+			Buckets: []float64{.0001, .001, .01, .1, 1, 10},
+		}, []string{"kind", "op"}),
 		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_sent_bytes_total",
 			Help: "Bytes of bodies sent to clients.",
@@ -49,9 +87,15 @@ func NewMetrics(version string, from Sources) *Metrics {
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "larder_build_info", Help: "Always 1; the version is a label.", ConstLabels: prometheus.Labels{"version": version},
 	}, func() float64 { return 1 })
-	m.registry.MustRegister(m.requests, m.seconds, m.sent, build, statsCollector{from},
+	m.registry.MustRegister(m.requests, m.running, m.seconds, m.begun, m.sizes, m.sent, m.asked, m.failed, m.stored, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// Collect says whose Stats are metrics too. It is called once.
+func (m *Metrics) Collect(from Sources) {
+	m.from = from
+	m.registry.MustRegister(statsCollector{from})
 }
 
 // Observe counts one request. It is the middleware's Options.Observe.
@@ -59,6 +103,30 @@ func (m *Metrics) Observe(o middleware.Observation) {
 	m.requests.WithLabelValues(o.Kind, o.Outcome, strconv.Itoa(o.Status)).Inc()
 	m.seconds.WithLabelValues(o.Kind, o.Outcome).Observe(o.Duration.Seconds())
 	m.sent.WithLabelValues(o.Kind, o.Outcome).Add(float64(o.Bytes))
+	if o.Begun > 0 {
+		m.begun.WithLabelValues(o.Kind, o.Outcome).Observe(o.Begun.Seconds())
+		m.sizes.WithLabelValues(o.Kind).Observe(float64(o.Bytes))
+	}
+	m.totals.add(o)
+}
+
+// Running counts requests that are being answered. It is the middleware's
+// Options.Running.
+func (m *Metrics) Running(kind string, delta int) {
+	m.running.WithLabelValues(kind).Add(float64(delta))
+}
+
+// Asked counts a question to an upstream. It is upstream's Config.Observe.
+func (m *Metrics) Asked(o upstream.Observation) {
+	m.asked.WithLabelValues(o.Host, o.Op).Observe(o.Took.Seconds())
+	if o.Failure != "" {
+		m.failed.WithLabelValues(o.Host, o.Op, o.Failure).Inc()
+	}
+}
+
+// Stored is the Config.Observe of a cache of blobs or manifests.
+func (m *Metrics) Stored(kind string) func(op string, took time.Duration) {
+	return func(op string, took time.Duration) { m.stored.WithLabelValues(kind, op).Observe(took.Seconds()) }
 }
 
 // statsCollector turns Stats into metrics at the time of the scrape.
@@ -73,7 +141,7 @@ var (
 	evictedDesc    = prometheus.NewDesc("larder_evicted_total", "Blobs removed before the end of their time to live, to make room.", nil, nil)
 	evictedBDesc   = prometheus.NewDesc("larder_evicted_bytes_total", "Bytes of blobs removed to make room.", nil, nil)
 	passedDesc     = prometheus.NewDesc("larder_blobs_passed_total", "Answers with a blob that could not be kept.", nil, nil)
-	storeDesc      = prometheus.NewDesc("larder_store_errors_total", "Failures to write, commit or remove files of blobs.", nil, nil)
+	storeDesc      = prometheus.NewDesc("larder_store_errors_total", "Failures to write, commit or remove files of the cache, by the system's name of the error.", []string{"kind", "error"}, nil)
 	scrubbedDesc   = prometheus.NewDesc("larder_scrubbed_bytes_total", "Bytes of cached blobs read again to see whether they are right.", nil, nil)
 	doubtedDesc    = prometheus.NewDesc("larder_blobs_doubted_total", "Cached blobs verified anew because clients asked for them again at once.", nil, nil)
 	fetchedDesc    = prometheus.NewDesc("larder_upstream_bytes_total", "Bytes of blobs received from upstreams.", nil, nil)
@@ -121,7 +189,9 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(evictedDesc, b.Evicted)
 	counter(evictedBDesc, b.EvictedBytes)
 	counter(passedDesc, b.Passed)
-	counter(storeDesc, b.StoreErrors)
+	for name, n := range b.StoreErrors {
+		counter(storeDesc, n, "blob", name)
+	}
 	counter(scrubbedDesc, b.ScrubbedBytes)
 	counter(doubtedDesc, b.Doubted)
 	counter(fetchedDesc, b.Fetched)
@@ -134,6 +204,9 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	m := c.from.Manifests.Stats()
 	gauge(entriesDesc, m.Entries, "manifest")
 	gauge(bytesDesc, m.Bytes, "manifest")
+	for name, n := range m.StoreErrors {
+		counter(storeDesc, n, "manifest", name)
+	}
 	counter(mismatchesDesc, m.Mismatches, "manifest")
 	counter(damagedDesc, m.Damaged, "manifest")
 	counter(expiredDesc, m.Expired, "manifest")

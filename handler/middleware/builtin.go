@@ -111,16 +111,24 @@ func accessFields(w http.ResponseWriter, r *http.Request, took time.Duration) []
 
 // newMetrics tells Options.Observe of each request.
 func newMetrics(opts Options) (Middleware, error) {
+	if opts.Running == nil {
+		opts.Running = func(string, int) {}
+	}
 	return func(next http.Handler) http.Handler {
 		if opts.Observe == nil {
 			return next
 		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			start := time.Now()
+			start, kind := time.Now(), NoteOf(r.Context()).Kind
+			opts.Running(kind, 1)
 			defer func() {
+				opts.Running(kind, -1)
 				o := Observation{Note: *NoteOf(r.Context()), Method: r.Method, Duration: time.Since(start)}
 				if rec, ok := w.(*Recorder); ok {
 					o.Status, o.Bytes = rec.Status(), rec.bytes
+					if !rec.first.IsZero() {
+						o.Begun = rec.first.Sub(start)
+					}
 				}
 				opts.Observe(o)
 			}()
@@ -173,6 +181,33 @@ func unverified(r *http.Request) *errcode.Error {
 		Status: http.StatusTooManyRequests, Code: errcode.TooManyRequests, Message: "larder is busy checking passwords",
 		Header: http.Header{"Retry-After": {"1"}},
 	}
+}
+
+// outcomeDenied is for repositories that the operator does not want served.
+const outcomeDenied = "denied"
+
+// newAllow refuses what Options.MayPull does, before any cache or upstream is
+// asked. What is in no repository is the handler's.
+func newAllow(opts Options) (Middleware, error) {
+	if opts.MayPull != nil && opts.Identify == nil {
+		return nil, errors.New("nobody says which repository a request is for")
+	}
+	return func(next http.Handler) http.Handler {
+		if opts.MayPull == nil {
+			return next
+		}
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			note := NoteOf(r.Context())
+			if note.Repository != "" && !opts.MayPull(note.User, note.Repository) {
+				note.Outcome = outcomeDenied
+				errcode.Write(w, r, &errcode.Error{
+					Status: http.StatusForbidden, Code: errcode.Denied, Message: "larder is configured not to serve " + note.Repository,
+				})
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}, nil
 }
 
 // newReadonly refuses everything but GET and HEAD.

@@ -31,6 +31,7 @@ type Recorder struct {
 	control *http.ResponseController
 	status  int // 0: no header yet
 	bytes   int64
+	first   time.Time // when the answer began; zero: it has not
 }
 
 // selfSender is content that is still arriving and sends itself as it does.
@@ -55,7 +56,7 @@ func (rec *Recorder) refuseBody(r *http.Request) {
 // WriteHeader implements http.ResponseWriter.
 func (rec *Recorder) WriteHeader(status int) {
 	if rec.status == 0 || rec.status < 200 {
-		rec.status = status
+		rec.status, rec.first = status, time.Now()
 	}
 	rec.ResponseWriter.WriteHeader(status)
 }
@@ -99,10 +100,11 @@ func (rec *Recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
 // begin is called before bytes are sent. The deadline that it sets ends with
 // the request: net/http sees to that.
 func (rec *Recorder) begin() {
+	now := time.Now()
 	if rec.status == 0 {
-		rec.status = http.StatusOK
+		rec.status, rec.first = http.StatusOK, now
 	}
-	_ = rec.control.SetWriteDeadline(time.Now().Add(stalled)) // net/http's can
+	_ = rec.control.SetWriteDeadline(now.Add(stalled)) // net/http's can
 }
 
 // Status is the answer's status; StatusLeft if there was none.

@@ -50,7 +50,21 @@ type Config struct {
 	// see Client.Spare. 0: none.
 	Floor int
 
+	Observe func(Observation) // nil: nobody counts
+
 	Logger *zap.Logger // nil: none
+}
+
+// Observation is one question at one place, for those who count. It ends with
+// the answer, of a blob with its header.
+type Observation struct {
+	Host string
+	Op   string // as in "get manifest"
+	Took time.Duration
+	// Failure is what became of it in a word, "" for an answer: timeout,
+	// unreachable, unasked (the upstream is left alone), ratelimit, denied,
+	// notfound, upstream (5xx), wrong (an answer that can't be used), left.
+	Failure string
 }
 
 // Client speaks to the listed registries. Its methods may be called by several

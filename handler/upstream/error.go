@@ -112,6 +112,32 @@ func (e *Error) failed() bool {
 	return e.Status == 0 && (e.silent || e.Timeout()) || e.Status >= 500 && e.Status != http.StatusLoopDetected && !errors.Is(e.Err, ErrNoRange)
 }
 
+// kind is the Failure of an Observation. e may be nil.
+func (e *Error) kind() string {
+	switch {
+	case e == nil:
+		return ""
+	case errors.Is(e.Err, errUnasked):
+		return "unasked"
+	case e.Status == http.StatusTooManyRequests:
+		return "ratelimit"
+	case e.Status == http.StatusNotFound:
+		return "notfound"
+	case e.denied():
+		return "denied"
+	case e.unjudged:
+		return "left"
+	case e.Timeout():
+		return "timeout"
+	case e.Status >= 500:
+		return "upstream"
+	case e.silent:
+		return "unreachable"
+	default:
+		return "wrong"
+	}
+}
+
 // of is a copy for the verdict on a question that began then, and whose caller
 // may have left before anybody could know what would have become of it. The Error
 // itself may be that of others, too, who wait for the same handshake.

@@ -292,7 +292,7 @@ func (r *Repository) askUntilAnswered(ctx context.Context, op string, places []*
 	listed := r.places()
 	var verdict *Error
 	for i, p := range places {
-		others := len(places) - i - 1
+		began, others := time.Now(), len(places)-i-1
 		end, refused := p.begin(r.name)
 		var e *Error
 		if refused != nil {
@@ -301,6 +301,7 @@ func (r *Repository) askUntilAnswered(ctx context.Context, op string, places []*
 			e = r.askAt(ctx, p, op, time.Until(deadline)/time.Duration(1+others), others == 0, q)
 			end(e)
 		}
+		r.observe(op, began, e)
 		if e == nil {
 			return nil
 		}
@@ -315,6 +316,12 @@ func (r *Repository) askUntilAnswered(ctx context.Context, op string, places []*
 		}
 	}
 	return verdict
+}
+
+func (r *Repository) observe(op string, began time.Time, e *Error) {
+	if observe := r.client.cfg.Observe; observe != nil {
+		observe(Observation{Host: r.Host(), Op: op, Took: time.Since(began), Failure: e.kind()})
+	}
 }
 
 // askAt puts a question at one place, a second time if that may help: after a
