@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -93,15 +94,24 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// freeAddr is a loopback address that nobody listens on.
+// ports counts what freeAddr has handed out.
+var ports atomic.Int64
+
+// freeAddr is a loopback address that nobody listens on. Its port is not one of
+// those that the system gives to whoever asks for any, or to connections: until it
+// is listened on, somebody else would have it now and then.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 10_000 + (int64(os.Getpid())*331+ports.Add(1))%20_000
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // shortDir is a temporary directory whose name leaves room for a socket's.
