@@ -211,15 +211,15 @@ func (p *program) tlsConfig() (*tls.Config, error) {
 		return nil, nil
 	}
 	log := p.log.Named("tls")
-	certificate := newCertificate(p.cfg.TLSCert, p.cfg.TLSKey, log)
-	if err := certificate.load(); err != nil {
+	certificate, err := openCertificate(p.cfg.TLSCert, p.cfg.TLSKey, log)
+	if err != nil {
 		return nil, &configError{[]error{fmt.Errorf("LARDER_TLS_CERT, LARDER_TLS_KEY: %w", err)}}
 	}
 	if p.cfg.ClientCA == "" {
 		return tlsConfig(certificate, nil), nil
 	}
-	clientCA := newClientCA(p.cfg.ClientCA, log)
-	if err := clientCA.load(); err != nil {
+	clientCA, err := openClientCA(p.cfg.ClientCA, log)
+	if err != nil {
 		return nil, &configError{[]error{fmt.Errorf("LARDER_CLIENT_CA: %w", err)}}
 	}
 	return tlsConfig(certificate, clientCA), nil
