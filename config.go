@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"larder/handler"
+	"larder/handler/middleware"
 	"larder/handler/upstream"
 )
 
@@ -58,15 +59,21 @@ type config struct {
 
 	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
 
+	// Outermost first. Log and metrics are outside of recover, to see the 500 that
+	// becomes of a panic. Who may not read is not told by readonly what else could
+	// be done.
+	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,metrics,recover,auth,allow,readonly"`
+
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
 	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`
 
 	ShutdownGrace time.Duration `env:"LARDER_SHUTDOWN_GRACE" envDefault:"20s"`
 
-	upstreams []upstream.Registry // of UpstreamList
-	allow     handler.Globs       // of Allow
-	deny      handler.Globs       // of Deny
-	unknown   []unknownVariable
+	upstreams   []upstream.Registry // of UpstreamList
+	access      handler.Access      // of Allow and Deny
+	middlewares []string            // of Middleware
+	settings    map[string]string   // of middlewares: variables of their own
+	unknown     []unknownVariable
 }
 
 // connections is how many there may be: at least one.
@@ -112,8 +119,8 @@ func (e *configError) Error() string {
 }
 
 // kubernetesVariable are those that Kubernetes sets in every pod of a namespace
-// that has a Service called larder.
-var kubernetesVariable = regexp.MustCompile(`^LARDER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+// that has a Service called larder, or larder-middleware.
+var kubernetesVariable = regexp.MustCompile(`^LARDER_(MIDDLEWARE_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
 // readConfig reads the environment. The error is a *configError with all that
 // is wrong.
@@ -124,7 +131,7 @@ func readConfig(environ []string) (*config, error) {
 			vars[name] = value
 		}
 	}
-	cfg := new(config)
+	cfg := &config{settings: settings(vars)}
 	var problems []error
 	if err := env.ParseWithOptions(cfg, env.Options{Environment: vars}); err != nil {
 		problems = namedProblems(err)
@@ -197,6 +204,7 @@ func (c *config) check() (problems []error) {
 		problems = append(problems, c.checkGlobs()...)
 	}
 	problems = append(problems, c.Quotas.check(c.upstreams)...)
+	problems = append(problems, c.checkMiddleware()...)
 	if c.CacheDir == "" {
 		dir, err := os.UserCacheDir()
 		if err != nil {
@@ -253,7 +261,7 @@ func (c *config) checkGlobs() (problems []error) {
 		variable, value string
 		globs           *handler.Globs
 	}{
-		{"LARDER_ALLOW", c.Allow, &c.allow}, {"LARDER_DENY", c.Deny, &c.deny},
+		{"LARDER_ALLOW", c.Allow, &c.access.Allow}, {"LARDER_DENY", c.Deny, &c.access.Deny},
 	} {
 		if list.value == "" {
 			continue
@@ -286,7 +294,7 @@ func unknownVariables(vars map[string]string) []unknownVariable {
 	}
 	var unknown []unknownVariable
 	for _, name := range slices.Sorted(maps.Keys(vars)) {
-		if slices.Contains(known, name) || kubernetesVariable.MatchString(name) {
+		if slices.Contains(known, name) || kubernetesVariable.MatchString(name) || strings.HasPrefix(name, middleware.VariablePrefix) {
 			continue
 		}
 		nearest := slices.MinFunc(known, func(a, b string) int {

@@ -21,6 +21,8 @@ func TestConfigDefaults(t *testing.T) {
 		ScrubInterval: 168 * time.Hour, ScrubRate: 16 << 20,
 		MinFree: limit{Bytes: 1 << 30, Percent: 5},
 		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32, RateLimitFloor: 5,
+		Middleware:  "requestid,log,metrics,recover,auth,allow,readonly",
+		middlewares: []string{"requestid", "log", "metrics", "recover", "auth", "allow", "readonly"}, settings: map[string]string{},
 		LogLevel: zapcore.InfoLevel, LogFormat: "json", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
@@ -74,8 +76,11 @@ func TestConfigValues(t *testing.T) {
 			[]string{"LARDER_UPSTREAMS=docker.io,ghcr.io", "LARDER_QUOTA=ghcr.io=20GiB, docker.io/library=5MiB"},
 			func(c *config) any { return fmt.Sprint(c.Quotas) }, fmt.Sprint(quotas{{Owner: "ghcr.io", Bytes: 20 << 30}, {Owner: "docker.io/library", Bytes: 5 << 20}}),
 		},
-		"TLS":             {[]string{"LARDER_TLS_CERT=c", "LARDER_TLS_KEY=k"}, func(c *config) any { return c.TLSCert + c.TLSKey }, "ck"},
-		"htpasswd":        {[]string{"LARDER_HTPASSWD=/etc/users"}, func(c *config) any { return c.Htpasswd }, "/etc/users"},
+		"TLS":      {[]string{"LARDER_TLS_CERT=c", "LARDER_TLS_KEY=k"}, func(c *config) any { return c.TLSCert + c.TLSKey }, "ck"},
+		"htpasswd": {[]string{"LARDER_HTPASSWD=/etc/users"}, func(c *config) any { return c.Htpasswd }, "/etc/users"},
+		"middleware": {
+			[]string{"LARDER_MIDDLEWARE=recover, readonly"}, func(c *config) any { return strings.Join(c.middlewares, "|") }, "recover|readonly",
+		},
 		"level":           {[]string{"LARDER_LOG_LEVEL=debug"}, func(c *config) any { return c.LogLevel }, zapcore.DebugLevel},
 		"level shouted":   {[]string{"LARDER_LOG_LEVEL=ERROR"}, func(c *config) any { return c.LogLevel }, zapcore.ErrorLevel},
 		"format":          {[]string{"LARDER_LOG_FORMAT=console"}, func(c *config) any { return c.LogFormat }, "console"},
@@ -144,6 +149,16 @@ var bad = map[string]struct {
 	"grace, no unit":        {[]string{"LARDER_SHUTDOWN_GRACE=5"}, []string{"LARDER_SHUTDOWN_GRACE"}},
 	"level":                 {[]string{"LARDER_LOG_LEVEL=hush"}, []string{"LARDER_LOG_LEVEL"}},
 	"level that hides all":  {[]string{"LARDER_LOG_LEVEL=fatal"}, []string{"LARDER_LOG_LEVEL"}},
+	"middleware, unknown":   {[]string{"LARDER_MIDDLEWARE=recover,hush,readonly"}, []string{"LARDER_MIDDLEWARE", "entry 2", "recover, requestid"}},
+	"middleware, twice":     {[]string{"LARDER_MIDDLEWARE=recover,readonly,recover"}, []string{"LARDER_MIDDLEWARE", "entry 3", "twice"}},
+	"not read-only":         {[]string{"LARDER_MIDDLEWARE=recover,auth"}, []string{"LARDER_MIDDLEWARE", "readonly"}},
+	"no middleware":         {[]string{"LARDER_MIDDLEWARE=,"}, []string{"LARDER_MIDDLEWARE", "readonly"}},
+	"without auth":          {[]string{"LARDER_MIDDLEWARE=allow,readonly", "LARDER_HTPASSWD=/hush"}, []string{"LARDER_MIDDLEWARE", "auth", "LARDER_HTPASSWD"}},
+	"without allow":         {[]string{"LARDER_MIDDLEWARE=auth,readonly", "LARDER_ALLOW=docker.io/**"}, []string{"LARDER_MIDDLEWARE", "allow", "LARDER_ALLOW"}},
+	"without allow, deny":   {[]string{"LARDER_MIDDLEWARE=auth,readonly", "LARDER_DENY=docker.io/**"}, []string{"LARDER_MIDDLEWARE", "allow", "LARDER_DENY"}},
+	"allow before auth":     {[]string{"LARDER_MIDDLEWARE=allow,auth,readonly"}, []string{"LARDER_MIDDLEWARE", "allow is before auth"}},
+	"option":                {[]string{"LARDER_MIDDLEWARE_LOG_FILE=hush"}, []string{"LARDER_MIDDLEWARE_LOG_FILE", "no such option"}},
+	"option of none":        {[]string{"LARDER_MIDDLEWARE_GZIP_LEVEL=hush"}, []string{"LARDER_MIDDLEWARE_GZIP_LEVEL", "allow, auth"}},
 	"format":                {[]string{"LARDER_LOG_FORMAT=hush"}, []string{"LARDER_LOG_FORMAT"}},
 	"cert without key":      {[]string{"LARDER_TLS_CERT=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
 	"key without cert":      {[]string{"LARDER_TLS_KEY=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
@@ -246,6 +261,7 @@ func TestVariablesOfKubernetesAreNoNews(t *testing.T) {
 		"LARDER_CACHE_DIR=/c",
 		"LARDER_SERVICE_HOST=10.0.0.1", "LARDER_SERVICE_PORT=5000", "LARDER_SERVICE_PORT_REGISTRY=5000", "LARDER_PORT=tcp://10.0.0.1:5000",
 		"LARDER_PORT_5000_TCP=tcp://10.0.0.1:5000", "LARDER_PORT_5000_TCP_PROTO=tcp", "LARDER_PORT_5000_TCP_PORT=5000", "LARDER_PORT_5000_TCP_ADDR=10.0.0.1",
+		"LARDER_MIDDLEWARE_SERVICE_HOST=10.0.0.1", "LARDER_MIDDLEWARE_PORT=tcp://10.0.0.1:5000", "LARDER_MIDDLEWARE_PORT_5000_TCP=tcp://10.0.0.1:5000",
 	})
 	if err != nil || len(cfg.unknown) > 0 {
 		t.Errorf("got %v, %v; want no word of them", cfg, err)

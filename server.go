@@ -29,10 +29,6 @@ import (
 // wanted it has left.
 const linger = 30 * time.Second
 
-// chain is the middlewares, outermost first. Log and metrics are outside of
-// recover, to see the 500 that becomes of a panic.
-var chain = []string{"requestid", "log", "metrics", "recover", "auth", "readonly"}
-
 // errShuttingDown is what readiness says while larder stops.
 var errShuttingDown = errors.New("shutting down")
 
@@ -163,12 +159,11 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	h := handler.New(handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")})
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
-	h := handler.New(handler.Config{
-		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests,
-		Allow: p.cfg.allow, Deny: p.cfg.deny, Logger: p.log.Named("http"),
-	})
-	return middleware.Builtin().Chain(h, opts, chain...)
+	opts.Identify, opts.MayPull = h.Identify, p.cfg.access.MayPull
+	opts.Variables = p.cfg.settings
+	return middlewares().Chain(h, opts, p.cfg.middlewares...)
 }
 
 // passwords are the options of an auth middleware: with a file, or without one.

@@ -3,6 +3,7 @@
 package handler
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -25,10 +26,6 @@ type Config struct {
 	Blobs     *blobcache.Cache
 	Manifests *manifestcache.Cache
 
-	// Allow is which repositories are served (nil: all), Deny which of them are
-	// not.
-	Allow, Deny Globs
-
 	Logger *zap.Logger // nil: none
 }
 
@@ -38,8 +35,6 @@ type Handler struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	answers   *answers
-	allow     Globs
-	deny      Globs
 	log       *zap.Logger
 }
 
@@ -51,81 +46,115 @@ func New(cfg Config) *Handler {
 		log = zap.NewNop()
 	}
 	return &Handler{
-		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, allow: cfg.Allow, deny: cfg.Deny,
-		answers: newAnswers(), log: log,
+		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, answers: newAnswers(), log: log,
 	}
 }
 
-// ServeHTTP routes a request. net/http's own mux can't: repository names have
-// slashes in them, so paths are read from the right.
+// ServeHTTP answers a request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	if answer := h.upstreams.Answer(r.Header["Via"]); answer != nil {
 		w.Header()["Via"] = answer
 	}
-	note := middleware.NoteOf(r.Context())
-	rt, err := parseRoute(r.URL)
-	if err == nil {
-		note.Kind = rt.kind
-		if h.upstreams.Loops(r.Header["Via"]) {
-			err = looped()
-		} else {
-			err = h.serve(w, r, rt, note)
-		}
+	t, ok := r.Context().Value(targetKey{}).(*target)
+	if !ok {
+		t = h.identify(r.Context(), r)
+		r = r.WithContext(t)
 	}
-	if err != nil {
-		h.fail(w, r, note, err)
+	if err := h.serve(w, r, t); err != nil {
+		h.fail(w, r, t.note, err)
 	}
 }
 
-func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *middleware.Note) error {
-	if rt.kind == kindBase {
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, t *target) error {
+	if t.ns != "" && t.repo != nil {
+		w.Header().Set("OCI-Namespace", t.ns)
+	}
+	switch {
+	case t.err != nil:
+		return t.err
+	case t.kind == kindBase:
 		serveBase(w, r)
 		return nil
+	case t.repo.Circular():
+		return looped()
 	}
-	ns, err := namespace(r.URL)
+	switch t.kind {
+	case kindManifest:
+		return h.serveManifest(w, r, t.repo, t.route)
+	case kindBlob:
+		return h.serveBlob(w, r, t.repo, t.digest)
+	case kindTags:
+		return h.serveTags(w, r, t.repo)
+	default:
+		return h.serveReferrers(w, r, t.repo, t.digest)
+	}
+}
+
+// target is what a request is for, or why that can't be. It is the request's
+// context too.
+type target struct {
+	context.Context
+	note *middleware.Note
+	route
+	ns   string
+	repo *upstream.Repository // nil of kindBase, and if it is not known
+	err  error
+}
+
+type targetKey struct{}
+
+// Value implements context.Context.
+func (t *target) Value(key any) any {
+	if key == (targetKey{}) {
+		return t
+	}
+	return t.Context.Value(key)
+}
+
+// Identify is the middlewares' Options.Identify: it notes what r is for. The
+// context spares ServeHTTP finding out again, and keeps it from finding out
+// something else than what the middlewares have allowed.
+func (h *Handler) Identify(ctx context.Context, r *http.Request) context.Context {
+	return h.identify(ctx, r)
+}
+
+func (h *Handler) identify(ctx context.Context, r *http.Request) *target {
+	t := &target{Context: ctx, note: middleware.NoteOf(ctx)}
+	t.err = h.route(t, r)
+	t.note.Kind = t.kind
+	if t.repo != nil {
+		t.note.Upstream, t.note.Repository, t.note.Reference = t.repo.Host(), t.repo.String(), t.reference
+	}
+	return t
+}
+
+// route finds out what r is for. net/http's own mux can't: repository names have
+// slashes in them, so paths are read from the right.
+func (h *Handler) route(t *target, r *http.Request) error {
+	rt, err := parseRoute(r.URL)
 	if err != nil {
 		return err
 	}
-	repo, err := h.upstreams.Repository(ns, rt.name)
+	t.route = rt
+	if h.upstreams.Loops(r.Header["Via"]) {
+		return looped()
+	}
+	if t.kind == kindBase {
+		return nil
+	}
+	if t.ns, err = namespace(r.URL); err != nil {
+		return err
+	}
+	repo, err := h.upstreams.Repository(t.ns, t.name)
 	switch {
 	case errors.Is(err, upstream.ErrNotListed):
-		return notListed(ns, rt.name, err)
+		return notListed(t.ns, t.name, err)
 	case err != nil:
 		return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.NameInvalid, Message: "invalid repository name", Err: err}
 	}
-	repo = repo.Via(r.Header["Via"])
-	note.Upstream, note.Repository, note.Reference = repo.Host(), repo.String(), rt.reference
-	if ns != "" {
-		w.Header().Set("OCI-Namespace", ns)
-	}
-	if !h.allowed(note.Repository) {
-		note.Outcome = outcomeDenied
-		return &errcode.Error{
-			Status: http.StatusForbidden, Code: errcode.Denied, Message: fmt.Sprintf("larder is configured not to serve %s", repo),
-		}
-	}
-	if repo.Circular() {
-		return looped()
-	}
-	switch rt.kind {
-	case kindManifest:
-		return h.serveManifest(w, r, repo, rt)
-	case kindBlob:
-		return h.serveBlob(w, r, repo, rt.digest)
-	case kindTags:
-		return h.serveTags(w, r, repo)
-	default:
-		return h.serveReferrers(w, r, repo, rt.digest)
-	}
-}
-
-// outcomeDenied is for repositories that the operator does not want served.
-const outcomeDenied = "denied"
-
-// allowed is asked before any cache or upstream is.
-func (h *Handler) allowed(repository string) bool {
-	return (h.allow == nil || h.allow.match(repository)) && !h.deny.match(repository)
+	t.repo = repo.Via(r.Header["Via"])
+	return nil
 }
 
 // The kinds of requests.

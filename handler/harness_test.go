@@ -35,7 +35,7 @@ import (
 const patience = 20 * time.Second
 
 // chain is main's.
-var chain = []string{"requestid", "log", "metrics", "recover", "auth", "readonly"}
+var chain = []string{"requestid", "log", "metrics", "recover", "auth", "allow", "readonly"}
 
 // setup is how a larder differs from the usual one.
 type setup struct {
@@ -101,11 +101,9 @@ func newLarder(tb testing.TB, s setup) *larder {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	h := handler.New(handler.Config{
-		Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests,
-		Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries), Logger: log,
-	})
-	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}}
+	h := handler.New(handler.Config{Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests, Logger: log})
+	access := handler.Access{Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries)}
+	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}, Identify: h.Identify, MayPull: access.MayPull}
 	if s.locked {
 		opts.Verify = func(context.Context, string, string) (bool, error) { return false, nil }
 	}

@@ -175,6 +175,33 @@ func unverified(r *http.Request) *errcode.Error {
 	}
 }
 
+// outcomeDenied is for repositories that the operator does not want served.
+const outcomeDenied = "denied"
+
+// newAllow refuses what Options.MayPull does, before any cache or upstream is
+// asked. What is in no repository is the handler's.
+func newAllow(opts Options) (Middleware, error) {
+	if opts.MayPull != nil && opts.Identify == nil {
+		return nil, errors.New("nobody says which repository a request is for")
+	}
+	return func(next http.Handler) http.Handler {
+		if opts.MayPull == nil {
+			return next
+		}
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			note := NoteOf(r.Context())
+			if note.Repository != "" && !opts.MayPull(note.User, note.Repository) {
+				note.Outcome = outcomeDenied
+				errcode.Write(w, r, &errcode.Error{
+					Status: http.StatusForbidden, Code: errcode.Denied, Message: "larder is configured not to serve " + note.Repository,
+				})
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}, nil
+}
+
 // newReadonly refuses everything but GET and HEAD.
 func newReadonly(Options) (Middleware, error) {
 	return func(next http.Handler) http.Handler {

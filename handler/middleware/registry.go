@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +19,9 @@ import (
 // Middleware wraps a handler.
 type Middleware func(http.Handler) http.Handler
 
-// InitFunc makes a middleware. The error says which option is wrong.
+// InitFunc makes a middleware from what it finds in the options. It may be called
+// with nothing in them but Settings, to see whether these are right; so it opens
+// nothing and starts nothing.
 type InitFunc func(Options) (Middleware, error)
 
 // Options is what middlewares may need.
@@ -26,9 +29,23 @@ type Options struct {
 	Logger  *zap.Logger       // nil: none
 	Observe func(Observation) // nil: nobody counts
 
+	// Identify notes what a request is for (see Note), before the first
+	// middleware sees it, and returns the context that the request goes on with.
+	// nil: the handler does it, and no middleware knows.
+	Identify func(ctx context.Context, r *http.Request) context.Context
+
 	// Verify checks what a client signs in with. An error says that it can't
 	// now. nil: clients need no password.
 	Verify func(ctx context.Context, username, password string) (ok bool, err error)
+
+	// MayPull reports whether a user, "" for one without a name, may have what is
+	// in a repository. It takes Identify. nil: everybody may have everything.
+	MayPull func(user, repository string) bool
+
+	// Variables are those that begin with VariablePrefix, for Get to make Settings
+	// of: the options of the one middleware that is made.
+	Variables map[string]string
+	Settings  *Settings
 }
 
 // Observation is one answered request, for those who count.
@@ -53,14 +70,18 @@ func Builtin() *Registry {
 		"log":       newLog,
 		"metrics":   newMetrics,
 		"auth":      newAuth,
+		"allow":     newAllow,
 		"readonly":  newReadonly,
 	}}
 }
 
+// validName keeps to what can be told from an option in a variable's name.
+var validName = regexp.MustCompile(`^[a-z][a-z0-9]*$`)
+
 // Register adds a middleware. A name that is taken is an error.
 func (r *Registry) Register(name string, init InitFunc) error {
-	if name == "" || init == nil {
-		return errors.New("a middleware needs a name and a function")
+	if !validName.MatchString(name) || init == nil {
+		return fmt.Errorf("a middleware needs a function, and a name of lower-case letters and digits, not %q", name)
 	}
 	if _, ok := r.inits[name]; ok {
 		return fmt.Errorf("middleware %q is registered already", name)
@@ -74,24 +95,67 @@ func (r *Registry) Register(name string, init InitFunc) error {
 
 // Get makes the middleware with that name.
 func (r *Registry) Get(name string, opts Options) (Middleware, error) {
+	m, errs := r.build(name, opts)
+	return m, errors.Join(errs...)
+}
+
+// build returns every single thing that is wrong.
+func (r *Registry) build(name string, opts Options) (Middleware, []error) {
 	init, ok := r.inits[name]
 	if !ok {
-		known := slices.Sorted(maps.Keys(r.inits))
-		return nil, fmt.Errorf("unknown middleware %q; there are %s", name, strings.Join(known, ", "))
+		return nil, []error{fmt.Errorf("unknown middleware %q; there are %s", name, r.names())}
 	}
 	if opts.Logger == nil {
 		opts.Logger = zap.NewNop()
 	}
+	opts.Settings = newSettings(name, opts.Variables)
 	m, err := init(opts)
+	errs := opts.Settings.problems()
 	if err != nil {
-		return nil, fmt.Errorf("middleware %s: %w", name, err)
+		errs = append(errs, fmt.Errorf("middleware %s: %w", name, err))
 	}
-	return m, nil
+	return m, errs
+}
+
+func (r *Registry) names() string {
+	return strings.Join(slices.Sorted(maps.Keys(r.inits)), ", ")
+}
+
+// Check returns all that is wrong with a chain of these names and with the
+// variables that are options of middlewares: those of one that is not in the
+// chain too, which would mean nothing.
+func (r *Registry) Check(variables map[string]string, names ...string) []error {
+	var errs []error
+	for i, name := range names {
+		if slices.Contains(names[:i], name) {
+			errs = append(errs, fmt.Errorf("LARDER_MIDDLEWARE: entry %d is there twice", i+1))
+			continue
+		}
+		if _, ok := r.inits[name]; !ok { // which may be a secret in the wrong place
+			errs = append(errs, fmt.Errorf("LARDER_MIDDLEWARE: entry %d is no middleware; there are %s", i+1, r.names()))
+			continue
+		}
+		_, problems := r.build(name, Options{Variables: variables})
+		errs = append(errs, problems...)
+	}
+	for _, variable := range slices.Sorted(maps.Keys(variables)) {
+		name, _, _ := strings.Cut(strings.ToLower(strings.TrimPrefix(variable, VariablePrefix)), "_")
+		if variables[variable] == "" || slices.Contains(names, name) {
+			continue
+		}
+		if _, ok := r.inits[name]; ok {
+			errs = append(errs, fmt.Errorf("%s: set, but LARDER_MIDDLEWARE is without %s", variable, name))
+		} else {
+			errs = append(errs, fmt.Errorf("%s: there is no such middleware; there are %s", variable, r.names()))
+		}
+	}
+	return errs
 }
 
 // Chain wraps h in the named middlewares, the first being the outermost, and in
-// what all of them rely on: one Recorder and one Note per request. An answer
-// that was broken off looks broken to the client.
+// what all of them rely on: one Recorder and one Note per request, which says
+// what the request is for. An answer that was broken off looks broken to the
+// client.
 func (r *Registry) Chain(h http.Handler, opts Options, names ...string) (http.Handler, error) {
 	var errs []error
 	for _, name := range slices.Backward(names) {
@@ -108,26 +172,48 @@ func (r *Registry) Chain(h http.Handler, opts Options, names ...string) (http.Ha
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		rec := newRecorder(w, req)
 		rec.refuseBody(req)
-		h.ServeHTTP(rec, req.WithContext(context.WithValue(req.Context(), noteKey{}, new(Note))))
+		var ctx context.Context = &noted{Context: req.Context()}
+		if opts.Identify != nil {
+			ctx = opts.Identify(ctx, req)
+		}
+		h.ServeHTTP(rec, req.WithContext(ctx))
 		if rec.Short() {
 			panic(http.ErrAbortHandler)
 		}
 	}), nil
 }
 
-// Note is what the handler tells log and metrics about a request.
+// Note is what the handler and the middlewares tell each other about a request.
 type Note struct {
-	ID         string // of the request
-	User       string // who asked, if clients have names
+	ID   string // of the request
+	User string // who asked, if clients have names; known behind auth
+
+	// What Options.Identify notes: nothing of a request that can't be served.
 	Kind       string // "manifest", "blob", "tags", "referrers", "base"; "" for none of them
 	Upstream   string // a listed host
 	Repository string // with its host
 	Reference  string // tag or digest
-	Outcome    string // hit, join, miss, revalidated, stale; denied
-	Err        error  // what was behind an error answer
+
+	Outcome string // hit, join, miss, revalidated, stale; denied
+	Err     error  // what was behind an error answer
+}
+
+// noted is the context of a request with its note. It is context.WithValue's in
+// one allocation.
+type noted struct {
+	context.Context
+	note Note
 }
 
 type noteKey struct{}
+
+// Value implements context.Context.
+func (c *noted) Value(key any) any {
+	if key == (noteKey{}) {
+		return &c.note
+	}
+	return c.Context.Value(key)
+}
 
 // NoteOf returns the note of the request that ctx is of. It is never nil.
 func NoteOf(ctx context.Context) *Note {

@@ -59,7 +59,7 @@ func TestChainOrder(t *testing.T) {
 func TestRegisterRefuses(t *testing.T) {
 	r := middleware.Builtin()
 	ok := mark("x", new([]string))
-	for name, init := range map[string]middleware.InitFunc{"": ok, "new": nil, "auth": ok} {
+	for name, init := range map[string]middleware.InitFunc{"": ok, "new": nil, "auth": ok, "my_own": ok, "Mine": ok, "9": ok, "a b": ok} {
 		if err := r.Register(name, init); err == nil {
 			t.Errorf("Register(%q) has no error", name)
 		}
@@ -80,7 +80,7 @@ func TestUnknownMiddlewareListsTheKnown(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, name := range []string{`"gzip"`, "auth, log, metrics, readonly, recover, requestid"} {
+	for _, name := range []string{`"gzip"`, "allow, auth, log, metrics, readonly, recover, requestid"} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("got %q, want it to have %s", err, name)
 		}
@@ -115,6 +115,41 @@ func TestOptionsReachTheMiddleware(t *testing.T) {
 	}
 	if _, err := r.Get("broken", middleware.Options{}); !errors.Is(err, broken) || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("got %v, want the middleware's error with its name", err)
+	}
+}
+
+// What a request is for is known before the first middleware, and found out once.
+func TestIdentify(t *testing.T) {
+	type key struct{}
+	identified := 0
+	identify := func(ctx context.Context, r *http.Request) context.Context {
+		identified++
+		middleware.NoteOf(ctx).Repository = "docker.io" + r.URL.Path
+		return context.WithValue(ctx, key{}, r.URL.Path)
+	}
+	r := middleware.Builtin()
+	if err := r.Register("first", func(middleware.Options) (middleware.Middleware, error) {
+		return func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if got := middleware.NoteOf(req.Context()).Repository; got != "docker.io/a" {
+					t.Errorf("the first middleware knows %q", got)
+				}
+				next.ServeHTTP(w, req)
+			})
+		}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	reached := false
+	h, err := r.Chain(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		reached = req.Context().Value(key{}) == "/a"
+	}), middleware.Options{Identify: identify}, "first", "auth", "allow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/a", nil))
+	if !reached || identified != 1 {
+		t.Errorf("the handler has the context: %t; identified %d times, want once", reached, identified)
 	}
 }
 
