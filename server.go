@@ -159,9 +159,16 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	access, err := p.access()
+	if err != nil {
+		return nil, err
+	}
+	if opts.Tokens, err = p.tokens(access); err != nil {
+		return nil, err
+	}
 	h := handler.New(handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")})
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
-	opts.Identify, opts.MayPull = h.Identify, p.cfg.access.MayPull
+	opts.Identify, opts.MayPull = h.Identify, access.MayPull
 	opts.Variables = p.cfg.settings
 	return middlewares().Chain(h, opts, p.cfg.middlewares...)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -24,28 +25,52 @@ const (
 	anonymous = "anonymous"
 )
 
-// Access is who may pull what, by a file of lines like "alice ghcr.io/org/**".
-// Its methods may be called concurrently.
+// Access is who may pull what. Its methods may be called concurrently.
 type Access struct {
+	Allow Globs  // these repositories are served; nil: all
+	Deny  Globs  // but for these
+	Users *Users // and of them, to each user these; nil: to everybody all
+}
+
+// MayPull is the middlewares' Options.MayPull.
+func (a Access) MayPull(user, repository string) bool {
+	return (a.Allow == nil || a.Allow.match(repository)) && !a.Deny.match(repository) && a.Users.mayPull(user, repository)
+}
+
+// MayPullNamed reports whether the user may pull what clients ask for by this
+// name from any of the upstreams: which one it is, only a request's ?ns= says.
+func (a Access) MayPullNamed(upstreams *upstream.Client, user, name string) bool {
+	may := func(ns string) bool {
+		repo, err := upstreams.Repository(ns, name)
+		return err == nil && a.MayPull(user, repo.String())
+	}
+	return may("") || slices.ContainsFunc(upstreams.Registries(), func(r upstream.Registry) bool { return may(r.Host) })
+}
+
+// Users is which user may pull what, by a file of lines like
+// "alice ghcr.io/org/**".
+type Users struct {
 	rules *watched.Files[map[string]Globs]
 }
 
-// OpenAccess reads the access file at path. The error has every line that is
+// OpenUsers reads the access file at path. The error has every line that is
 // wrong, by its number; a file without rules is an error too. It is read again
 // when it changes; if it is bad then, what was read before stays in force. log is
 // told.
-func OpenAccess(path string, registries []upstream.Registry, log *zap.Logger) (*Access, error) {
+func OpenUsers(path string, registries []upstream.Registry, log *zap.Logger) (*Users, error) {
 	rules, err := watched.Open("access file", log, func() (map[string]Globs, error) { return readAccess(path, registries) }, path)
 	if err != nil {
 		return nil, err
 	}
-	return &Access{rules}, nil
+	return &Users{rules}, nil
 }
 
-// Allowed reports whether the user, "" for nobody in particular, may pull from
-// the repository with that canonical name.
-func (a *Access) Allowed(user, repository string) bool {
-	rules := a.rules.Get()
+// mayPull is for user "", nobody in particular, too.
+func (u *Users) mayPull(user, repository string) bool {
+	if u == nil {
+		return true
+	}
+	rules := u.rules.Get()
 	if rules[anonymous].match(repository) {
 		return true
 	}

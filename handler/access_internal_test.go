@@ -43,7 +43,7 @@ bob ghcr.io/bob/*
 *  docker.io/library/*
 anonymous docker.io/library/hello-world
 `+"carol docker.io/**\r\n")
-	a, err := OpenAccess(path, accessRegistries(t), zap.NewNop())
+	u, err := OpenUsers(path, accessRegistries(t), zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ anonymous docker.io/library/hello-world
 	}
 	for user, repositories := range tests {
 		for repository, want := range repositories {
-			if got := a.Allowed(user, repository); got != want {
+			if got := u.mayPull(user, repository); got != want {
 				t.Errorf("%q may pull %s: %t, want %t", user, repository, got, want)
 			}
 		}
@@ -93,12 +93,12 @@ func TestAccessFileNamesEachBadLine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "access")
 			writeAccess(t, path, test.content)
-			if _, err := OpenAccess(path, accessRegistries(t), zap.NewNop()); err == nil || err.Error() != path+": "+test.want {
+			if _, err := OpenUsers(path, accessRegistries(t), zap.NewNop()); err == nil || err.Error() != path+": "+test.want {
 				t.Errorf("got  %v\nwant %s: %s", err, path, test.want)
 			}
 		})
 	}
-	if _, err := OpenAccess("/none", accessRegistries(t), zap.NewNop()); !os.IsNotExist(err) {
+	if _, err := OpenUsers("/none", accessRegistries(t), zap.NewNop()); !os.IsNotExist(err) {
 		t.Errorf("no file: got %v", err)
 	}
 }
@@ -108,17 +108,17 @@ func TestAccessFileIsReadAgain(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "access")
 		core, logs := observer.New(zap.InfoLevel)
 		writeAccess(t, path, "alice ghcr.io/**")
-		a, err := OpenAccess(path, accessRegistries(t), zap.New(core))
+		u, err := OpenUsers(path, accessRegistries(t), zap.New(core))
 		if err != nil {
 			t.Fatal(err)
 		}
 		want := func(step string, alice, bob bool, logged string) {
 			t.Helper()
 			time.Sleep(watched.Interval)
-			if got := a.Allowed("alice", "ghcr.io/org/app"); got != alice {
+			if got := u.mayPull("alice", "ghcr.io/org/app"); got != alice {
 				t.Errorf("%s: alice may: %t", step, got)
 			}
-			if got := a.Allowed("bob", "ghcr.io/org/app"); got != bob {
+			if got := u.mayPull("bob", "ghcr.io/org/app"); got != bob {
 				t.Errorf("%s: bob may: %t", step, got)
 			}
 			var lines []string
