@@ -67,6 +67,14 @@ func (c *containerd) pull(t *testing.T, reference string) error {
 	return err
 }
 
+// pullAs is for user:password.
+func (c *containerd) pullAs(t *testing.T, user, reference string) error {
+	t.Helper()
+	_, err := c.ctr(t, "images", "pull", "--snapshotter", "native", "--user", user,
+		"--hosts-dir", filepath.Join(c.dir, "hosts"), reference)
+	return err
+}
+
 // run runs a pulled image and returns what it printed.
 func (c *containerd) run(t *testing.T, reference string) (string, error) {
 	t.Helper()
