@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"os"
 	"path/filepath"
 	"strings"
@@ -144,11 +145,18 @@ func TestContainerdSignsIn(t *testing.T) {
 			wantRefused(t, "anonymous", c.pull(t, hubName+":1"))
 			wantRefused(t, "wrong password", c.pullAs(t, "alice:wrong", hubName+":1"), "401")
 			wantRefused(t, "bob pulls what he may not", c.pullAs(t, "bob:bob's: password", ghcrName+":v1"), "403")
+			c.sendHeader(t, l.addr, "ghcr.io", "Basic "+base64.StdEncoding.EncodeToString([]byte("alice:alice's: password")))
+			if err := c.pull(t, ghcrName+":v1"); err != nil {
+				t.Errorf("with a header in hosts.toml: %v", err)
+			}
 			if err := c.pullAs(t, "bob:bob's: password", hubName+":1"); err != nil {
 				t.Error(err)
 			}
-			if err := c.pullAs(t, "alice:alice's: password", ghcrName+":v1"); err != nil {
+			if err := c.pullAs(t, "alice:alice's: password", hubName+":1"); err != nil {
 				t.Error(err)
+			}
+			if tokens := strings.Contains(l.stderr.String(), `"path":"/token","took"`); tokens != (mode == "token") {
+				t.Errorf("tokens were asked for: %t", tokens)
 			}
 		})
 	}
