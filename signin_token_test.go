@@ -149,6 +149,25 @@ func TestLardersThatShareAKeyTakeEachOthersTokens(t *testing.T) {
 	}
 }
 
+// TestLarderSignsInToALarder is a node's before one that many nodes share.
+func TestLarderSignsInToALarder(t *testing.T) {
+	t.Parallel()
+	for mode, environ := range signInModes {
+		t.Run(mode, func(t *testing.T) {
+			central := startLocked(t, environ...)
+			for pass, denied := range map[string]bool{"alice's: password": false, "wrong": true} {
+				node := startLarder(t, nil, "LARDER_UPSTREAMS=docker.io=http://"+central.addr, "LARDER_USERNAME=alice", "LARDER_PASSWORD="+pass)
+				if err := craneClient(node.addr).pull(t, hubName+":1"); (err != nil) != denied {
+					t.Errorf("with password %q: %v, want denied: %t", pass, err, denied)
+				}
+				if denied {
+					wantDenied(t, node, "/v2/library/larder-test-hello/manifests/1")
+				}
+			}
+		})
+	}
+}
+
 // TestAccessIsAskedForEachRequest changes the rules while a token is in use.
 func TestAccessIsAskedForEachRequest(t *testing.T) {
 	t.Parallel()
