@@ -16,9 +16,9 @@ const (
 	// Service is what larder's tokens are for; clients are told to ask for it.
 	Service = "larder"
 
-	// Lifetime is how long a token is good for. containerd gets one for each
-	// pull, and no other when that expires on the way.
-	Lifetime = 15 * time.Minute
+	// Lifetime is how long a token is good for. Clients get another in the middle
+	// of a pull if need be: by this, or when the old one is refused.
+	Lifetime = 5 * time.Minute
 
 	issuer = "larder"
 

@@ -107,7 +107,7 @@ func TestClaims(t *testing.T) {
 			}
 		}
 		want := map[string]any{
-			"iss": "larder", "sub": "alice", "aud": []any{"larder"}, "iat": now, "nbf": now, "exp": now + 900, "jti": payload["jti"],
+			"iss": "larder", "sub": "alice", "aud": []any{"larder"}, "iat": now, "nbf": now, "exp": now + 300, "jti": payload["jti"],
 			"access": []any{map[string]any{"type": "repository", "name": "library/alpine", "actions": []any{"pull"}}},
 		}
 		got, err := json.Marshal(payload)

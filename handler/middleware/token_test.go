@@ -298,7 +298,7 @@ func wantToken(t *testing.T, opts middleware.Options, body, user, covers string)
 		t.Fatalf("got %s: %v", body, err)
 	}
 	at, err := time.Parse(time.RFC3339, answer.Issued)
-	if err != nil || time.Since(at).Abs() > time.Minute || answer.Lifetime != 900 || answer.Token != answer.Access {
+	if err != nil || time.Since(at).Abs() > time.Minute || answer.Lifetime != 300 || answer.Token != answer.Access {
 		t.Errorf("got %s (%v)", body, err)
 	}
 	grant, err := opts.Tokens.Authority.Verify(answer.Token)
