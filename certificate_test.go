@@ -18,6 +18,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"larder/auth/watched"
 )
 
 // writePair writes a certificate with this name and its key into dir.
@@ -45,7 +47,7 @@ func writePair(t *testing.T, dir, name string) (cert, key string) {
 }
 
 // shown is the name in the certificate that a client sees.
-func shown(t *testing.T, c *watched[*tls.Certificate]) string {
+func shown(t *testing.T, c *watched.Files[*tls.Certificate]) string {
 	t.Helper()
 	client, server := net.Pipe()
 	defer client.Close()
@@ -67,7 +69,6 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		core, logs := observer.New(zap.DebugLevel)
 		dir := t.TempDir()
 		cert, key := writePair(t, dir, "first")
-		c := newCertificate(cert, key, zap.New(core))
 		// date gives both files a time of the bubble's, as a copy that keeps
 		// times would.
 		date := func(at time.Time) {
@@ -77,10 +78,15 @@ func TestCertificateIsReadAgain(t *testing.T) {
 				}
 			}
 		}
+		date(time.Now())
+		c, err := openCertificate(cert, key, zap.New(core))
+		if err != nil {
+			t.Fatal(err)
+		}
 		want := func(name string, infos, errors int) {
 			t.Helper()
 			for range 3 {
-				time.Sleep(2 * certificateCheck)
+				time.Sleep(2 * watched.Interval)
 				if got := shown(t, c); got != name {
 					t.Errorf("clients see %q, want %q", got, name)
 				}
@@ -91,10 +97,6 @@ func TestCertificateIsReadAgain(t *testing.T) {
 			logs.TakeAll()
 		}
 
-		date(time.Now())
-		if err := c.load(); err != nil {
-			t.Fatal(err)
-		}
 		want("first", 0, 0)
 
 		writePair(t, dir, "second")
@@ -133,8 +135,8 @@ func TestCertificateIsLookedAtOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		cert, key := writePair(t, dir, "first")
-		c := newCertificate(cert, key, zap.NewNop())
-		if err := c.load(); err != nil {
+		c, err := openCertificate(cert, key, zap.NewNop())
+		if err != nil {
 			t.Fatal(err)
 		}
 		writePair(t, dir, "second")
@@ -145,7 +147,7 @@ func TestCertificateIsLookedAtOnceASecond(t *testing.T) {
 		if got := shown(t, c); got != "first" {
 			t.Errorf("clients see %q at once, want %q", got, "first")
 		}
-		time.Sleep(certificateCheck)
+		time.Sleep(watched.Interval)
 		if got := shown(t, c); got != "second" {
 			t.Errorf("clients see %q after a second, want %q", got, "second")
 		}
@@ -161,7 +163,7 @@ func TestBadCertificateAtStart(t *testing.T) {
 		"swapped":  {key, cert},
 		"a folder": {dir, key},
 	} {
-		if err := newCertificate(paths[0], paths[1], zap.NewNop()).load(); err == nil {
+		if _, err := openCertificate(paths[0], paths[1], zap.NewNop()); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

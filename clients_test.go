@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -149,6 +150,11 @@ func (s *skopeo) pull(t *testing.T, reference string) error {
 	return err
 }
 
+func (s *skopeo) login(t *testing.T, addr, user, pass string) (string, error) {
+	t.Helper()
+	return runCommand(t, containersEnviron(s.home), "skopeo", "login", "--tls-verify=false", "--username", user, "--password", pass, addr)
+}
+
 type podman struct{ home, dir string }
 
 func (p *podman) podman(t *testing.T, args ...string) (string, error) {
@@ -166,6 +172,11 @@ func (p *podman) pull(t *testing.T, reference string) error {
 	return err
 }
 
+func (p *podman) login(t *testing.T, addr, user, pass string) (string, error) {
+	t.Helper()
+	return p.podman(t, "login", "--tls-verify=false", "--username", user, "--password", pass, addr)
+}
+
 // run asks for limits that are allowed in a sandbox without CAP_SYS_RESOURCE.
 func (p *podman) run(t *testing.T, reference string) (string, error) {
 	t.Helper()
@@ -179,11 +190,16 @@ type craneClient string
 // pull reads everything; ggcr checks digests and sizes as it goes.
 func (c craneClient) pull(t *testing.T, reference string) error {
 	t.Helper()
+	return c.pullAs(t, authn.Anonymous, reference)
+}
+
+func (c craneClient) pullAs(t *testing.T, user authn.Authenticator, reference string) error {
+	t.Helper()
 	ref, err := name.ParseReference(string(c)+"/"+strings.TrimPrefix(reference, "docker.io/"), name.Insecure)
 	if err != nil {
 		return err
 	}
-	desc, err := remote.Get(ref, remote.WithContext(t.Context()))
+	desc, err := remote.Get(ref, remote.WithContext(t.Context()), remote.WithAuth(user))
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,11 @@ type config struct {
 	ClientCA string `env:"LARDER_CLIENT_CA"`
 	Htpasswd string `env:"LARDER_HTPASSWD"`
 
+	Auth          authKind `env:"LARDER_AUTH" envDefault:"basic"`
+	TokenKey      string   `env:"LARDER_TOKEN_KEY"`
+	AnonymousPull bool     `env:"LARDER_ANONYMOUS_PULL" envDefault:"false"`
+	Access        string   `env:"LARDER_ACCESS"`
+
 	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
 
 	// Outermost first. Log and metrics are outside of recover, to see the 500 that
@@ -171,6 +176,10 @@ func form(t reflect.Type) string {
 		return "a duration like 30s, 20m or 168h"
 	case reflect.TypeFor[zapcore.Level]():
 		return "one of debug, info, warn, error"
+	case reflect.TypeFor[authKind]():
+		return "one of basic, token"
+	case reflect.TypeFor[bool]():
+		return "true or false"
 	case reflect.TypeFor[connections]():
 		return "a number of connections, 1 or more"
 	case reflect.TypeFor[size]():
@@ -205,6 +214,7 @@ func (c *config) check() (problems []error) {
 	}
 	problems = append(problems, c.Quotas.check(c.upstreams)...)
 	problems = append(problems, c.checkMiddleware()...)
+	problems = append(problems, c.checkAuth()...)
 	if c.CacheDir == "" {
 		dir, err := os.UserCacheDir()
 		if err != nil {

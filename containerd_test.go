@@ -54,6 +54,13 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 	return c
 }
 
+// sendHeader has it send an Authorization header to the mirror of host.
+func (c *containerd) sendHeader(t *testing.T, addr, host, value string) {
+	t.Helper()
+	writeFile(t, filepath.Join(c.dir, "hosts", host, "hosts.toml"), fmt.Sprintf(
+		"server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n\n[host.\"http://%[1]s\".header]\n  Authorization = %[2]q\n", addr, value))
+}
+
 func (c *containerd) ctr(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	return runCommand(t, nil, "ctr", append([]string{"--address", filepath.Join(c.dir, "sock")}, args...)...)
@@ -63,6 +70,14 @@ func (c *containerd) ctr(t *testing.T, args ...string) (string, error) {
 func (c *containerd) pull(t *testing.T, reference string) error {
 	t.Helper()
 	_, err := c.ctr(t, "images", "pull", "--snapshotter", "native",
+		"--hosts-dir", filepath.Join(c.dir, "hosts"), reference)
+	return err
+}
+
+// pullAs is for user:password.
+func (c *containerd) pullAs(t *testing.T, user, reference string) error {
+	t.Helper()
+	_, err := c.ctr(t, "images", "pull", "--snapshotter", "native", "--user", user,
 		"--hosts-dir", filepath.Join(c.dir, "hosts"), reference)
 	return err
 }

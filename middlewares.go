@@ -39,8 +39,10 @@ func (c *config) checkMiddleware() (problems []error) {
 		set  bool
 	}{
 		{"auth", "LARDER_HTPASSWD", c.Htpasswd != ""},
+		{"auth", "LARDER_AUTH=token", c.Auth == authToken},
 		{"allow", "LARDER_ALLOW", c.Allow != ""},
 		{"allow", "LARDER_DENY", c.Deny != ""},
+		{"allow", "LARDER_ACCESS", c.Access != ""},
 	} {
 		if needed.set && !slices.Contains(c.middlewares, needed.name) {
 			bad("without %s, %s would mean nothing", needed.name, needed.by)

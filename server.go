@@ -161,10 +161,17 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	access, err := p.access()
+	if err != nil {
+		return nil, err
+	}
+	if opts.Tokens, err = p.tokens(access); err != nil {
+		return nil, err
+	}
 	h := handler.New(handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")})
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	opts.Running = metrics.Running
-	opts.Identify, opts.MayPull = h.Identify, p.cfg.access.MayPull
+	opts.Identify, opts.MayPull = h.Identify, access.MayPull
 	opts.Variables = p.cfg.settings
 	return middlewares().Chain(h, opts, p.cfg.middlewares...)
 }
@@ -209,15 +216,15 @@ func (p *program) tlsConfig() (*tls.Config, error) {
 		return nil, nil
 	}
 	log := p.log.Named("tls")
-	certificate := newCertificate(p.cfg.TLSCert, p.cfg.TLSKey, log)
-	if err := certificate.load(); err != nil {
+	certificate, err := openCertificate(p.cfg.TLSCert, p.cfg.TLSKey, log)
+	if err != nil {
 		return nil, &configError{[]error{fmt.Errorf("LARDER_TLS_CERT, LARDER_TLS_KEY: %w", err)}}
 	}
 	if p.cfg.ClientCA == "" {
 		return tlsConfig(certificate, nil), nil
 	}
-	clientCA := newClientCA(p.cfg.ClientCA, log)
-	if err := clientCA.load(); err != nil {
+	clientCA, err := openClientCA(p.cfg.ClientCA, log)
+	if err != nil {
 		return nil, &configError{[]error{fmt.Errorf("LARDER_CLIENT_CA: %w", err)}}
 	}
 	return tlsConfig(certificate, clientCA), nil

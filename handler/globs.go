@@ -78,17 +78,6 @@ func compileGlob(glob string) *regexp.Regexp {
 	return regexp.MustCompile("(?s)^" + pattern.String() + "$") // stars and quoted text alone
 }
 
-// Access is which repositories are served.
-type Access struct {
-	Allow Globs // these; nil: all
-	Deny  Globs // but for these
-}
-
-// MayPull is the middlewares' Options.MayPull. It is the same for all users.
-func (a Access) MayPull(_, repository string) bool {
-	return (a.Allow == nil || a.Allow.match(repository)) && !a.Deny.match(repository)
-}
-
 // match reports whether one of the globs matches a canonical name.
 func (g Globs) match(repository string) bool {
 	return slices.ContainsFunc(g, func(p *regexp.Regexp) bool { return p.MatchString(repository) })

@@ -124,7 +124,7 @@ func (h *Handler) identify(ctx context.Context, r *http.Request) *target {
 	t.err = h.route(t, r)
 	t.note.Kind = t.kind
 	if t.repo != nil {
-		t.note.Upstream, t.note.Repository, t.note.Reference = t.repo.Host(), t.repo.String(), t.reference
+		t.note.Upstream, t.note.Repository, t.note.Name, t.note.Reference = t.repo.Host(), t.repo.String(), t.name, t.reference
 	}
 	return t
 }

@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/crypto/bcrypt"
+
+	"larder/auth/watched"
 )
 
 // entry is a line of a password file.
@@ -131,7 +133,7 @@ func TestMemoryIsBoundedByUsers(t *testing.T) {
 			t.Fatalf("password %d is wrong; this test needs many that are right", i)
 		}
 	}
-	if got := len(f.users.Load().verified); got != 1 {
+	if got := len(f.users.Get().verified); got != 1 {
 		t.Errorf("got %d passwords remembered, want 1", got)
 	}
 }
@@ -146,7 +148,7 @@ func TestRefusalsCostTheSame(t *testing.T) {
 		return username + ":" + string(h) + "\n"
 	}
 	f, _, _ := opened(t, hash("cheap", bcrypt.MinCost), hash("dear", bcrypt.MinCost+3), hash("between", bcrypt.MinCost+1))
-	u := f.users.Load()
+	u := f.users.Get()
 	price := make(map[htpasswd.EncodedPasswd]int)
 	for _, h := range u.hashes {
 		price[h.EncodedPasswd] = 1 << (h.cost - bcrypt.MinCost)
@@ -305,7 +307,7 @@ func TestChangedFileIsSeenWithinASecond(t *testing.T) {
 		if !verify(t, f, "alice", "old") {
 			t.Error("looked at the file again at once")
 		}
-		time.Sleep(checkEvery)
+		time.Sleep(watched.Interval)
 		if verify(t, f, "alice", "old") {
 			t.Error("the old password is still right")
 		}
@@ -318,13 +320,17 @@ func TestChangedFileIsSeenWithinASecond(t *testing.T) {
 func TestBadFileLeavesTheOldOneInForce(t *testing.T) {
 	alice := entry(t, "alice", "p")
 	synctest.Test(t, func(t *testing.T) {
-		f, path, _ := opened(t, alice)
+		path := filepath.Join(t.TempDir(), "htpasswd")
+		write(t, path, alice)
 		core, logs := observer.New(zap.InfoLevel)
-		f.log = zap.New(core)
+		f, err := Open(path, zap.New(core))
+		if err != nil {
+			t.Fatal(err)
+		}
 		check := func(step, username, wantError string, news int) {
 			t.Helper()
 			for range 3 {
-				time.Sleep(checkEvery)
+				time.Sleep(watched.Interval)
 				if !verify(t, f, username, "p") {
 					t.Errorf("%s: %s is not verified", step, username)
 				}

@@ -137,52 +137,6 @@ func newMetrics(opts Options) (Middleware, error) {
 	}, nil
 }
 
-// newAuth asks clients for a name and a password, if Options.Verify is there to
-// check them. It covers /v2/ too, which is how clients find out. RFC 7617. A
-// client with a certificate has the name in that until then.
-func newAuth(opts Options) (Middleware, error) {
-	return func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-				NoteOf(r.Context()).User = r.TLS.PeerCertificates[0].Subject.CommonName
-			}
-			if opts.Verify == nil {
-				next.ServeHTTP(w, r)
-				return
-			}
-			username, password, ok := r.BasicAuth()
-			var err error
-			if ok {
-				ok, err = opts.Verify(r.Context(), username, password)
-			}
-			switch {
-			case ok:
-				NoteOf(r.Context()).User = username
-				next.ServeHTTP(w, r)
-			case err != nil:
-				NoteOf(r.Context()).Err = err
-				errcode.Write(w, r, unverified(r))
-			default:
-				errcode.Write(w, r, &errcode.Error{
-					Status: http.StatusUnauthorized, Code: errcode.Unauthorized, Message: "larder needs a username and a password",
-					Header: http.Header{"Www-Authenticate": {`Basic realm="larder", charset="UTF-8"`}},
-				})
-			}
-		})
-	}, nil
-}
-
-// unverified is for a client whose password can't be checked now.
-func unverified(r *http.Request) *errcode.Error {
-	if r.Context().Err() != nil {
-		panic(http.ErrAbortHandler) // it left
-	}
-	return &errcode.Error{
-		Status: http.StatusTooManyRequests, Code: errcode.TooManyRequests, Message: "larder is busy checking passwords",
-		Header: http.Header{"Retry-After": {"1"}},
-	}
-}
-
 // outcomeDenied is for repositories that the operator does not want served.
 const outcomeDenied = "denied"
 
@@ -199,15 +153,21 @@ func newAllow(opts Options) (Middleware, error) {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			note := NoteOf(r.Context())
 			if note.Repository != "" && !opts.MayPull(note.User, note.Repository) {
-				note.Outcome = outcomeDenied
-				errcode.Write(w, r, &errcode.Error{
-					Status: http.StatusForbidden, Code: errcode.Denied, Message: "larder is configured not to serve " + note.Repository,
-				})
+				errcode.Write(w, r, denied(note))
 				return
 			}
 			next.ServeHTTP(w, r)
 		})
 	}, nil
+}
+
+func denied(note *Note) *errcode.Error {
+	note.Outcome = outcomeDenied
+	message := "larder is configured not to serve " + note.Repository
+	if note.User != "" {
+		message += " to this user"
+	}
+	return &errcode.Error{Status: http.StatusForbidden, Code: errcode.Denied, Message: message}
 }
 
 // newReadonly refuses everything but GET and HEAD.

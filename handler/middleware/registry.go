@@ -42,6 +42,11 @@ type Options struct {
 	// now. nil: clients need no password.
 	Verify func(ctx context.Context, username, password string) (ok bool, err error)
 
+	// Tokens is for clients that show tokens, and get them at TokenPath with what
+	// Verify checks, or without. It takes Identify and MayPull. nil: they show what
+	// Verify checks.
+	Tokens *Tokens
+
 	// MayPull reports whether a user, "" for one without a name, may have what is
 	// in a repository. It takes Identify. nil: everybody may have everything.
 	MayPull func(user, repository string) bool
@@ -194,9 +199,10 @@ type Note struct {
 	User string // who asked, if clients have names; known behind auth
 
 	// What Options.Identify notes: nothing of a request that can't be served.
-	Kind       string // "manifest", "blob", "tags", "referrers", "base"; "" for none of them
+	Kind       string // "manifest", "blob", "tags", "referrers", "base"; auth's "token"; "" for none of them
 	Upstream   string // a listed host
 	Repository string // with its host
+	Name       string // the same as the client writes it
 	Reference  string // tag or digest
 
 	Outcome string // hit, join, miss, revalidated, stale; denied
