@@ -282,18 +282,18 @@ func (c *Cache) remove(d digest.Digest, e *entry) (done func() error) {
 }
 
 func (c *Cache) removeFiles(d digest.Digest, e *entry) error {
-	name := blobName(d)
+	err := c.removeFile(d, e)
+	if err == nil {
+		c.removeOwner(d, e.account)
+	}
+	return err
+}
+
+func (c *Cache) removeFile(d digest.Digest, e *entry) error {
 	if e.partial {
-		name = partialName(d)
+		return c.removePartial(d)
 	}
-	if err := remove(c.root, name); err != nil {
-		return err
-	}
-	c.removeOwner(d, e.account)
-	if e.partial {
-		return remove(c.root, name+extentsSuffix)
-	}
-	return nil
+	return remove(c.root, blobName(d))
 }
 
 // unkept reports whether err means that the blob can be had, but not be kept.
