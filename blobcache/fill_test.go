@@ -370,3 +370,63 @@ func waitJoins(t *testing.T, c *blobcache.Cache, n int64) error {
 	}
 	return nil
 }
+
+// closeLater holds the end of a body back until open is closed.
+type closeLater struct {
+	io.Reader
+	open <-chan struct{}
+}
+
+func (c closeLater) Close() error {
+	<-c.open
+	return nil
+}
+
+func TestAFailedFillsErrorIsForThoseWhoWereThere(t *testing.T) {
+	for _, size := range []int{1 << 10, 1 << 20} { // held back until it is right, and not
+		synctest.Test(t, func(t *testing.T) {
+			c := openCache(t, t.TempDir(), blobcache.Config{})
+			s := newSource(size)
+			gate, open := make(chan struct{}), make(chan struct{})
+			wrong := func(context.Context, int64, int64) (io.ReadCloser, int64, error) {
+				last := bytes.NewReader([]byte{s.data[size-1] ^ 1})
+				r := io.MultiReader(bytes.NewReader(s.data[:size-1]), &gated{r: last, open: gate})
+				return closeLater{r, open}, int64(size), nil
+			}
+			errs := make(chan error, 2)
+			for range 2 {
+				go func() {
+					b, err := c.Get(t.Context(), s.digest, wrong)
+					if err == nil {
+						_, err = io.Copy(io.Discard, b.Content)
+						b.Content.Close()
+					}
+					errs <- err
+				}()
+			}
+			synctest.Wait()
+			close(gate)
+			for range 2 {
+				if err := <-errs; !errors.Is(err, blobcache.ErrDigest) {
+					t.Errorf("who was there got %v, want %v", err, blobcache.ErrDigest)
+				}
+			}
+			later := make(chan *blobcache.Blob)
+			go func() { // while the failed fill is still there
+				b, err := c.Get(t.Context(), s.digest, s.fetch)
+				if err != nil {
+					t.Errorf("who came later got %v", err)
+				}
+				later <- b
+			}()
+			synctest.Wait()
+			if n := c.Stats().Fills; n != 1 {
+				t.Errorf("%d fills, want the failed one", n)
+			}
+			close(open)
+			if b := <-later; b != nil {
+				wantBlob(t, b, s.data, blobcache.Miss)
+			}
+		})
+	}
+}
