@@ -153,7 +153,7 @@ func write(root *os.Root, name string, data []byte, commit func(root *os.Root, f
 	const flag = os.O_WRONLY | os.O_CREATE | os.O_EXCL
 	tmp := path.Join(Temp, rand.Text()+Unfinished)
 	f, err := root.OpenFile(tmp, flag, fileMode)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		if err := MakeTemp(root); err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}

@@ -180,7 +180,10 @@ func TestWhatIsNoFileIsReplacedByOne(t *testing.T) {
 	}
 	for how, write := range write {
 		for what, put := range obstacles(t) {
-			for _, where := range []string{"tmp", "tmp/name"} {
+			for _, where := range []string{"tmp/name", "tmp"} {
+				if where == "tmp" && how != "OpenTemp" && !strings.Contains(what, "directory") {
+					continue // OpenTemp sees to that
+				}
 				t.Run(how+"/"+what+" as "+where, func(t *testing.T) {
 					root, dir := openRoot(t)
 					path := filepath.Join(dir, where)
