@@ -36,6 +36,10 @@ var (
 	// ErrNoRange is for a Fetch to return if it can't open a part of the blob
 	// but may be able to open all of it.
 	ErrNoRange = errors.New("no part of the blob can be had")
+
+	// ErrRefused is for a Fetch to return if asking again won't help: the blob
+	// is not there, or not for us.
+	ErrRefused = errors.New("the blob can't be had")
 )
 
 // Fetch opens a blob where it comes from, at offset and for length bytes (-1:

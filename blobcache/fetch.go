@@ -66,7 +66,7 @@ func (f *fill) bring(c *claim) {
 func (f *fill) mayTryAgain(c *claim, err error) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.answered || errors.Is(err, errSize) || unkept(err) {
+	if !f.answered || errors.Is(err, errSize) || errors.Is(err, ErrRefused) || unkept(err) {
 		return false
 	}
 	if c.pos > c.from {

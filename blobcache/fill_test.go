@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -427,6 +428,37 @@ func TestAFailedFillsErrorIsForThoseWhoWereThere(t *testing.T) {
 			if b := <-later; b != nil {
 				wantBlob(t, b, s.data, blobcache.Miss)
 			}
+		})
+	}
+}
+
+func TestRefusalInTheMiddleEndsABlobAtOnce(t *testing.T) {
+	for name, cfg := range map[string]blobcache.Config{"kept": {}, "passed on": keep(1)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := openCache(t, t.TempDir(), cfg)
+				s := newSource(1 << 20)
+				s.body = cutAfter(300 << 10)
+				asked := 0
+				start := time.Now()
+				b, err := c.Get(t.Context(), s.digest, func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
+					if asked++; asked > 1 {
+						return nil, 0, fmt.Errorf("%w: 404", blobcache.ErrRefused)
+					}
+					return s.fetch(ctx, offset, length)
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := io.Copy(io.Discard, b.Content)
+				b.Content.Close()
+				if n != 300<<10 || !errors.Is(err, blobcache.ErrRefused) {
+					t.Errorf("read %d bytes, %v; want %d, %v", n, err, 300<<10, blobcache.ErrRefused)
+				}
+				if took := time.Since(start); asked != 2 || took > time.Second { // after one break, a pause
+					t.Errorf("asked %d times in %v; want twice, at once", asked, took)
+				}
+			})
 		})
 	}
 }
