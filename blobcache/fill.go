@@ -284,6 +284,13 @@ func (f *fill) failed() bool {
 	return f.err != nil && !unkept(f.err)
 }
 
+// isVerified reports whether all of the blob is in the file.
+func (f *fill) isVerified() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.verified
+}
+
 func (f *fill) knownSize() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
