@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/gofrs/flock"
 
@@ -17,10 +18,13 @@ import (
 // larder can use.
 const layout = "larder 1\n"
 
+// maxVersion bounds what is read of such a file.
+const maxVersion = 4 << 10
+
 // cacheDir is the cache directory, held by this process alone.
 type cacheDir struct {
-	root *os.Root
-	lock *flock.Flock
+	root  *os.Root
+	locks []*flock.Flock
 }
 
 // openCacheDir makes or takes the directory. One that is not empty and not
@@ -42,7 +46,7 @@ func openCacheDir(path string) (*cacheDir, error) {
 }
 
 func (d *cacheDir) take(path string) error {
-	version, err := d.root.ReadFile("version")
+	version, _, err := durable.ReadFile(d.root, "version", maxVersion)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := d.checkEmpty(); err != nil {
@@ -53,16 +57,31 @@ func (d *cacheDir) take(path string) error {
 	case string(version) != layout:
 		return fmt.Errorf("was made by another version of larder (%q); use another directory, or empty this one", strings.TrimSpace(string(version)))
 	}
-	d.lock = flock.New(filepath.Join(path, "lock"), flock.SetPermissions(0o600))
-	ok, err := d.lock.TryLock()
-	if err != nil {
+	if err := d.lock(path); err != nil {
 		return err
-	}
-	if !ok {
-		return errors.New("another larder is using it")
 	}
 	if version == nil {
 		return durable.WriteFile(d.root, "version", []byte(layout))
+	}
+	return nil
+}
+
+// lock keeps others away for the life of the process. A lock file can be removed
+// meanwhile, so the directory itself is locked too, where its file system can
+// do that.
+func (d *cacheDir) lock(path string) error {
+	flag := os.O_CREATE | os.O_RDONLY | syscall.O_NONBLOCK // a named pipe would be waited for
+	file := flock.New(filepath.Join(path, "lock"), flock.SetFlag(flag), flock.SetPermissions(0o600))
+	dir := flock.New(path, flock.SetFlag(os.O_RDONLY))
+	for _, l := range []*flock.Flock{file, dir} {
+		ok, err := l.TryLock()
+		switch {
+		case err != nil && l == file:
+			return err
+		case err == nil && !ok:
+			return errors.New("another larder is using it")
+		}
+		d.locks = append(d.locks, l)
 	}
 	return nil
 }
@@ -105,9 +124,9 @@ func (d *cacheDir) usable() error {
 }
 
 func (d *cacheDir) close() error {
-	var err error
-	if d.lock != nil {
-		err = d.lock.Close()
+	err := d.root.Close()
+	for _, l := range d.locks {
+		err = errors.Join(err, l.Close())
 	}
-	return errors.Join(err, d.root.Close())
+	return err
 }

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"larder/blobcache"
 )
@@ -134,6 +136,12 @@ func TestSecondLockIsRefused(t *testing.T) {
 	if err := first.usable(); err != nil {
 		t.Errorf("the first one is harmed: %v", err)
 	}
+	if err := os.Remove(filepath.Join(path, "lock")); err != nil {
+		t.Fatal(err)
+	}
+	if second, err := openCacheDir(path); err == nil || !strings.Contains(err.Error(), "another larder is using it") {
+		t.Errorf("without a lock file: got %v, %v; want a refusal", second, err)
+	}
 	if err := first.close(); err != nil {
 		t.Error(err)
 	}
@@ -162,6 +170,36 @@ func TestInterruptedFirstStart(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestNamedPipesAreNotWaitedFor(t *testing.T) {
+	for _, name := range []string{"version", "lock"} {
+		path := t.TempDir()
+		dir, err := openCacheDir(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(path, name)
+		if err := errors.Join(dir.close(), os.Remove(file), syscall.Mkfifo(file, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		opened := make(chan error, 1)
+		go func() {
+			dir, err := openCacheDir(path)
+			if err == nil {
+				err = dir.close()
+			}
+			opened <- err
+		}()
+		select {
+		case err := <-opened:
+			if refused := err != nil; refused != (name == "version") {
+				t.Errorf("%s: got %v", name, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: the start hangs", name)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -200,4 +201,34 @@ func (f blobFault) run(t *testing.T, clients int, ranges string, want verdict) {
 		t.Errorf("upstream was asked %d times", asked)
 	}
 	w.recovers(t)
+}
+
+// TestRefusedInTheMiddle has upstream break off, and then say no to who goes on.
+func TestRefusedInTheMiddle(t *testing.T) {
+	t.Parallel()
+	for _, code := range []int{http.StatusForbidden, http.StatusNotFound} {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, []string{"LARDER_TAG_TTL=1h"}, usual)
+			w.ask(appTag, "")
+			var asked atomic.Int64
+			over := w.hub.Fault(upstreamtest.Match{Path: w.blob()}, func(next http.Handler) http.Handler {
+				breaks, refuses := upstreamtest.CutAfter(usual/2)(next), upstreamtest.Status(code, nil)(next)
+				return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+					if asked.Add(1) == 1 {
+						breaks.ServeHTTP(rw, r)
+						return
+					}
+					refuses.ServeHTTP(rw, r)
+				})
+			})
+			a := w.ask(w.blob(), "")
+			over()
+			w.notFooled(t, w.blob(), "", a)
+			if n := asked.Load(); a.whole() || n != 2 {
+				t.Errorf("got %v after %d questions to upstream, want it broken off after 2", a, n)
+			}
+			w.recovers(t)
+		})
+	}
 }

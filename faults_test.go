@@ -216,17 +216,13 @@ func (w *world) notFooled(t *testing.T, path, ranges string, answers ...answer) 
 	}
 }
 
-// next is what the next client gets. Who is told to come later does. Who comes in
-// the very moment in which others are told of a failure may still be told of it,
-// and comes once more.
+// next is what the next client gets. Who is told to come later does.
 func (w *world) next(t *testing.T, path string) answer {
 	t.Helper()
 	var a answer
-	tries := 0
 	eventually(t, "a pull without Retry-After", func() bool {
-		tries++
 		a = w.ask(path, "")
-		return a.whole() || a.header.Get("Retry-After") == "" && tries > 1
+		return a.header.Get("Retry-After") == ""
 	})
 	return a
 }

@@ -15,6 +15,10 @@ import (
 	"larder/ttl"
 )
 
+// settling is how long a blob waits for room that another one, which has arrived
+// and is being written to disk, can soon be evicted from.
+const settling = time.Second
+
 // errNoRoom says that a blob can't be kept, whatever is removed for it.
 var errNoRoom = errors.New("no room for the blob in the cache")
 
@@ -118,9 +122,49 @@ func (c *Cache) holdAtLeast(f *fill, n int64) {
 	c.arrived.Add(n)
 }
 
-// reserve makes room for f to hold n bytes, evicting what was used least
-// recently. It evicts nothing if that would be in vain.
+// reserve makes room for f to hold n bytes. What can't be evicted yet, but in a
+// moment, is waited for.
 func (c *Cache) reserve(f *fill, n int64) error {
+	for end := time.After(settling); ; {
+		err := c.reserveNow(f, n)
+		if !errors.Is(err, errNoRoom) {
+			return err
+		}
+		other := c.settlingFor(f, n)
+		if other == nil {
+			return err
+		}
+		select {
+		case <-other.gone:
+		case <-end:
+			return err
+		case <-f.ctx.Done():
+			return err
+		}
+	}
+}
+
+// settlingFor is a fill that needs nothing any more but the disk, and can then
+// be evicted; nil if there is none, or f would not fit into what such fills hold.
+func (c *Cache) settlingFor(f *fill, n int64) (other *fill) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stay := c.reserved - f.reserved + n
+	for _, o := range c.fills {
+		if o.isVerified() {
+			other = o
+			stay -= o.reserved
+		}
+	}
+	if c.max > 0 && stay > c.max {
+		return nil
+	}
+	return other
+}
+
+// reserveNow evicts what was used least recently, but nothing if that would be
+// in vain.
+func (c *Cache) reserveNow(f *fill, n int64) error {
 	free, err := c.free()
 	if err != nil {
 		return err
@@ -283,18 +327,18 @@ func (c *Cache) remove(d digest.Digest, e *entry) (done func() error) {
 }
 
 func (c *Cache) removeFiles(d digest.Digest, e *entry) error {
-	name := blobName(d)
+	err := c.removeFile(d, e)
+	if err == nil {
+		c.removeOwner(d, e.account)
+	}
+	return err
+}
+
+func (c *Cache) removeFile(d digest.Digest, e *entry) error {
 	if e.partial {
-		name = partialName(d)
+		return c.removePartial(d)
 	}
-	if err := remove(c.root, name); err != nil {
-		return err
-	}
-	c.removeOwner(d, e.account)
-	if e.partial {
-		return remove(c.root, name+extentsSuffix)
-	}
-	return nil
+	return remove(c.root, blobName(d))
 }
 
 // unkept reports whether err means that the blob can be had, but not be kept.

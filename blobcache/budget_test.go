@@ -2,6 +2,7 @@ package blobcache_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"io/fs"
 	"os"
@@ -299,5 +300,52 @@ func TestLimitIsTheLesserOfBytesAndShare(t *testing.T) {
 		if got := test.limit.Of(1000); got != test.want {
 			t.Errorf("%+v of 1000 bytes is %d, want %d", test.limit, got, test.want)
 		}
+	}
+}
+
+func TestABlobWaitsForRoomThatIsBeingSettled(t *testing.T) {
+	for name, tt := range map[string]struct {
+		size    int
+		settles bool // in time
+		want    blobcache.Outcome
+		takes   time.Duration // what is passed on waits a little for more readers
+	}{
+		"room in a moment": {2 << 20, true, blobcache.Miss, 0},
+		"room too late":    {2 << 20, false, blobcache.Pass, time.Second + 250*time.Millisecond},
+		"can never fit":    {4 << 20, false, blobcache.Pass, 250 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, _ := running(t, t.TempDir(), keep(3<<20))
+				first, second := newSource(2<<20), newSource(tt.size+1)
+				open := make(chan struct{})
+				b, err := c.Get(t.Context(), first.digest, func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
+					body, size, err := first.fetch(ctx, offset, length)
+					return closeLater{body, open}, size, err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				wantBlob(t, b, first.data, blobcache.Miss) // it has arrived; its fill goes on
+				done := make(chan struct{})
+				start := time.Now()
+				go func() {
+					defer close(done)
+					b := get(t, c, second)
+					wantBlob(t, b, second.data, tt.want)
+				}()
+				synctest.Wait()
+				if tt.settles {
+					close(open)
+				}
+				<-done
+				if took := time.Since(start); took != tt.takes {
+					t.Errorf("took %v, want %v", took, tt.takes)
+				}
+				if !tt.settles {
+					close(open)
+				}
+			})
+		})
 	}
 }

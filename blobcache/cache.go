@@ -16,13 +16,13 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"larder/blobcache/durable"
 	"larder/ttl"
 )
 
@@ -37,6 +37,10 @@ var (
 	// ErrNoRange is for a Fetch to return if it can't open a part of the blob
 	// but may be able to open all of it.
 	ErrNoRange = errors.New("no part of the blob can be had")
+
+	// ErrRefused is for a Fetch to return if asking again won't help: the blob
+	// is not there, or not for us.
+	ErrRefused = errors.New("the blob can't be had")
 )
 
 // Fetch opens a blob where it comes from, at offset and for length bytes (-1:
@@ -166,7 +170,7 @@ type counters struct {
 // use and close, and which may hold blobs already: they can be asked for at
 // once. Run must be running for anything to expire.
 func Open(root *os.Root, cfg Config) (*Cache, error) {
-	if err := root.MkdirAll(partialDir, 0o700); err != nil {
+	if err := durable.MakeTemp(root); err != nil {
 		return nil, fmt.Errorf("open blob cache: %w", err)
 	}
 	log := cfg.Logger
@@ -195,6 +199,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	}
 	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.sweep()
 	return c, nil
 }
 
@@ -342,20 +347,14 @@ func (c *Cache) Stats() Stats {
 // It returns neither blob nor error if a fill has to see to it.
 func (c *Cache) openComplete(d digest.Digest) (*Blob, error) {
 	known := c.lookup(d)
-	f, err := c.root.Open(blobName(d))
+	f, fi, err := durable.Open(c.root, blobName(d))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		c.forget(d, known)
 		return nil, nil
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+	case tooManyFiles(err):
 		return nil, fmt.Errorf("open blob %s: %w", d, err)
 	case err != nil:
-		c.discard(d, known, err)
-		return nil, nil
-	}
-	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() {
-		f.Close()
 		c.discard(d, known, err)
 		return nil, nil
 	}

@@ -42,7 +42,7 @@ func (f *fill) bring(c *claim) {
 		f.cache.count.resumed.Add(1)
 		f.cache.log.Warn("blob broke off; going on", zap.Stringer("digest", f.digest), zap.Int64("offset", c.pos), zap.Error(err))
 		select {
-		case <-time.After(resumePause << f.failed()):
+		case <-time.After(resumePause << f.failuresInARow()):
 		case <-f.ctx.Done():
 		}
 		err = nil
@@ -66,7 +66,7 @@ func (f *fill) bring(c *claim) {
 func (f *fill) mayTryAgain(c *claim, err error) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.answered || errors.Is(err, errSize) || unkept(err) {
+	if !f.answered || errors.Is(err, errSize) || errors.Is(err, ErrRefused) || unkept(err) {
 		return false
 	}
 	if c.pos > c.from {
@@ -77,7 +77,7 @@ func (f *fill) mayTryAgain(c *claim, err error) bool {
 	return f.failures <= resumeTries
 }
 
-func (f *fill) failed() int {
+func (f *fill) failuresInARow() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.failures

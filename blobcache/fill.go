@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// parking is the outcome of joining a fill that has just been given up: it
-	// is waited for, and a new one goes on where it stopped.
+	// parking is the outcome of joining a fill that has just been given up, or
+	// has failed: it is waited for, and a new one goes on where it stopped.
 	parking Outcome = 255
 
 	// whole is the size up to which a blob is held back until its digest is
@@ -97,7 +97,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f := c.fills[d]; f != nil {
-		if f.parked {
+		if f.parked || f.failed() {
 			return f, parking, nil
 		}
 		f.readers++
@@ -273,6 +273,22 @@ func (f *fill) update(change func()) {
 func (f *fill) wake() {
 	close(f.changed)
 	f.changed = make(chan struct{})
+}
+
+// failed reports whether the fill has ended without the blob. Who was there gets
+// its error; it means nothing to who comes later. A blob that just can't be kept
+// is still to be had with the others.
+func (f *fill) failed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err != nil && !unkept(f.err)
+}
+
+// isVerified reports whether all of the blob is in the file.
+func (f *fill) isVerified() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.verified
 }
 
 func (f *fill) knownSize() int64 {

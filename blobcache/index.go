@@ -10,6 +10,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
+
+	"larder/blobcache/durable"
 )
 
 const (
@@ -288,8 +290,11 @@ func (c *Cache) found(name string, de fs.DirEntry, accounts map[digest.Digest]*a
 	d, ok := parseBlobName(name)
 	partial := path.Dir(name) == partialDir
 	if partial {
+		if strings.HasSuffix(name, durable.Unfinished) {
+			return true // being written
+		}
 		var beside bool
-		name, beside = strings.CutSuffix(strings.TrimSuffix(name, "~"), extentsSuffix)
+		name, beside = strings.CutSuffix(name, extentsSuffix)
 		if d, ok = parseFlatName(path.Base(name)); beside {
 			return ok // goes with its partial file
 		}

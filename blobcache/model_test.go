@@ -375,7 +375,6 @@ func (b *modelBlob) wantAfterAll() {
 		tries = 2 // the first may find out that what was kept is wrong
 	}
 	for range tries {
-		synctest.Wait() // for a fill that has failed to be gone
 		var blob *blobcache.Blob
 		if blob, err = b.cache.Get(b.t.Context(), b.digest, b.fetch); err == nil {
 			var got []byte

@@ -5,10 +5,12 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"larder/blobcache/durable"
 )
 
 // partialDir holds the files of fills, under names that blobName can't make.
-const partialDir = "tmp"
+const partialDir = durable.Temp
 
 // blobName is the name of the file with the blob d, which must be valid.
 func blobName(d digest.Digest) string {

@@ -6,10 +6,15 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
+
+	"larder/blobcache/durable"
 )
 
 // ownerDir holds a file for each blob that counts against a quota: whose it is.
 const ownerDir = "owners"
+
+// maxOwner bounds what is read of such a file.
+const maxOwner = 4 << 10
 
 func ownerName(d digest.Digest) string {
 	return path.Join(ownerDir, flatName(d))
@@ -17,11 +22,7 @@ func ownerName(d digest.Digest) string {
 
 // recordOwner writes down whose the blob is, for after a restart.
 func (c *Cache) recordOwner(d digest.Digest, a *account) {
-	err := c.root.MkdirAll(ownerDir, 0o700)
-	if err == nil {
-		err = c.root.WriteFile(ownerName(d), []byte(a.owner), 0o600)
-	}
-	if err != nil {
+	if err := durable.WriteSoon(c.root, ownerName(d), []byte(a.owner)); err != nil {
 		c.complain("owner of a blob not recorded; it counts against no quota after a restart", err)
 	}
 }
@@ -39,16 +40,16 @@ func (c *Cache) removeOwner(d digest.Digest, a *account) {
 // readOwners reads whose the blobs on disk are, if that makes a difference.
 func (c *Cache) readOwners() map[digest.Digest]*account {
 	accounts := make(map[digest.Digest]*account)
-	files, err := fs.ReadDir(c.root.FS(), ownerDir)
-	if err != nil { // there is none, or it is junk: then the blobs are nobody's
-		return accounts
+	if fi, err := c.root.Lstat(ownerDir); err != nil || !fi.IsDir() { // there is none, or it is junk
+		return accounts // then the blobs are nobody's
 	}
+	files, _ := fs.ReadDir(c.root.FS(), ownerDir)
 	for _, de := range files {
 		d, ok := parseFlatName(de.Name())
 		if !ok || !de.Type().IsRegular() {
 			continue
 		}
-		if owner, err := c.root.ReadFile(path.Join(ownerDir, de.Name())); err == nil {
+		if owner, _, err := durable.ReadFile(c.root, path.Join(ownerDir, de.Name()), maxOwner); err == nil {
 			accounts[d] = c.account(string(owner)) // nil if its quota is gone
 		}
 	}

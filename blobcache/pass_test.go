@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -241,7 +240,7 @@ func TestUnusableDirectoryPassesBlobsOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		c, _ := running(t, dir, blobcache.Config{})
-		if err := os.RemoveAll(filepath.Join(dir, "tmp")); err != nil {
+		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
 		for _, size := range []int{0, 100, 1 << 20} {

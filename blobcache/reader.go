@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+
+	"larder/blobcache/durable"
 )
 
 // reader follows a fill at its own pace. It holds the file in a named field:
@@ -62,17 +64,16 @@ func (f *fill) openFile() (*os.File, error) {
 		names = names[1:]
 	}
 	for _, name := range names {
-		file, err := f.cache.root.Open(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+		file, fi, err := durable.Open(f.cache.root, name)
+		switch {
+		case tooManyFiles(err), errors.Is(err, fs.ErrPermission):
 			return nil, err
-		}
-		if fi, err := file.Stat(); err == nil && os.SameFile(fi, f.info) {
+		case err != nil: // gone, or no file
+		case os.SameFile(fi, f.info):
 			return file, nil
+		default:
+			file.Close()
 		}
-		file.Close()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -14,11 +14,16 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
+
+	"larder/blobcache/durable"
 )
 
 const (
 	// scrubName is the file that says how far a round of scrubbing has come.
 	scrubName = "scrub"
+
+	// maxScrubState bounds what is read of it.
+	maxScrubState = 4 << 10
 
 	// scrubSaved is how often that file is written: what a restart may repeat.
 	scrubSaved = time.Minute
@@ -104,13 +109,12 @@ func (c *Cache) scrubbable(after digest.Digest) (todo []digest.Digest, before, t
 // scrub reads one blob, and returns how much that was.
 func (c *Cache) scrub(ctx context.Context, d digest.Digest, limit *rate.Limiter) int64 {
 	e := c.lookup(d)
-	f, err := c.root.Open(blobName(d))
-	if e == nil || err != nil {
+	f, before, err := durable.Open(c.root, blobName(d))
+	if err != nil {
 		return 0 // gone; or its next reader finds out
 	}
 	defer f.Close()
-	before, err := f.Stat()
-	if err != nil {
+	if e == nil {
 		return 0
 	}
 	verifier := d.Verifier()
@@ -191,7 +195,7 @@ func pause(ctx context.Context, d time.Duration) {
 
 // readScrub returns where the last process was in its round.
 func (c *Cache) readScrub() (state scrubState) {
-	data, err := c.root.ReadFile(scrubName)
+	data, _, err := durable.ReadFile(c.root, scrubName, maxScrubState)
 	if err == nil {
 		err = json.Unmarshal(data, &state)
 	}
@@ -208,10 +212,7 @@ func (c *Cache) saveScrub(state *scrubState) {
 	state.saved = time.Now()
 	data, err := json.Marshal(state)
 	if err == nil {
-		err = c.root.WriteFile(scrubName+"~", data, 0o600)
-	}
-	if err == nil {
-		err = c.root.Rename(scrubName+"~", scrubName)
+		err = durable.WriteSoon(c.root, scrubName, data)
 	}
 	if err != nil && !errors.Is(err, os.ErrClosed) {
 		c.complain("progress of scrubbing not recorded", err)

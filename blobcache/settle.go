@@ -37,7 +37,7 @@ func (c *Cache) settle(f *fill, err error) *entry {
 			break
 		}
 		if f.scattered {
-			c.removePartial(f.digest)
+			c.dropPartial(f.digest)
 		}
 		return f.verifiedEntry(now)
 	case errors.Is(err, ErrDigest):
@@ -53,7 +53,7 @@ func (c *Cache) settle(f *fill, err error) *entry {
 			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Int64("size", f.size), zap.Error(err))
 		return &entry{size: arrived, used: now, touched: now, partial: true}
 	}
-	c.removePartial(f.digest)
+	c.dropPartial(f.digest)
 	c.removeOwner(f.digest, f.account)
 	return nil
 }
@@ -112,10 +112,9 @@ func (f *fill) verifiedEntry(now time.Time) *entry {
 	return &entry{size: fi.Size(), used: now, touched: fi.ModTime(), verified: stampOf(fi)}
 }
 
-// removePartial removes what is left of a fill's file and its extents, in this
-// order: without them, the file would be taken for a beginning.
-func (c *Cache) removePartial(d digest.Digest) {
-	if err := errors.Join(remove(c.root, partialName(d)), remove(c.root, partialName(d)+extentsSuffix)); err != nil {
+// dropPartial removes what is left of a fill's file.
+func (c *Cache) dropPartial(d digest.Digest) {
+	if err := c.removePartial(d); err != nil {
 		c.complain("partial blob not removed", err)
 	}
 }

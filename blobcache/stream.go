@@ -169,7 +169,7 @@ func (s *stream) pump(body io.ReadCloser) error {
 				return err
 			}
 			continue
-		case s.ctx.Err() != nil, errors.Is(err, errSize), !s.begun():
+		case s.ctx.Err() != nil, errors.Is(err, errSize), errors.Is(err, ErrRefused), !s.begun():
 			return err
 		}
 		if n > 0 {

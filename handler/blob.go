@@ -79,6 +79,8 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 		switch {
 		case errors.Is(err, upstream.ErrNoRange):
 			return nil, 0, fmt.Errorf("%w: %w", blobcache.ErrNoRange, err)
+		case upstream.Refused(err):
+			return nil, 0, fmt.Errorf("%w: %w", blobcache.ErrRefused, err)
 		case errors.Is(err, io.EOF):
 			return nil, 0, broken(repo.String(), err)
 		case err != nil:

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"io/fs"
 	"path"
@@ -112,20 +111,8 @@ func decodeTag(data []byte) (*link, error) {
 
 // readFile reads a regular file of at most maxManifest bytes.
 func (c *Cache) readFile(name string) ([]byte, time.Time, error) {
-	f, err := c.root.Open(name)
+	data, fi, err := durable.ReadFile(c.root, name, maxManifest)
 	if err != nil {
-		return nil, time.Time{}, err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	if !fi.Mode().IsRegular() || fi.Size() > maxManifest {
-		return nil, time.Time{}, fmt.Errorf("%s: %w", name, errDamaged)
-	}
-	data := make([]byte, fi.Size())
-	if n, err := f.ReadAt(data, 0); n < len(data) {
 		return nil, time.Time{}, err
 	}
 	return data, fi.ModTime(), nil

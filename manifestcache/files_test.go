@@ -38,6 +38,7 @@ var damages = map[string]func(path string) error{
 	"a directory": func(path string) error {
 		return errors.Join(os.Remove(path), os.MkdirAll(filepath.Join(path, "sub"), 0o700))
 	},
+	"a named pipe": func(path string) error { return errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)) },
 	"a link out of the cache": func(path string) error {
 		return errors.Join(os.Remove(path), os.Symlink("/etc/passwd", path))
 	},

@@ -3,11 +3,12 @@ package manifestcache
 import (
 	"crypto/sha256"
 	"encoding/json"
-	"path"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
+
+	"larder/blobcache/durable"
 )
 
 const (
@@ -192,10 +193,7 @@ func (c *Cache) validate(repository string, m *Manifest) {
 		return
 	}
 	name := rightName(r)
-	err := c.root.MkdirAll(path.Dir(name), 0o700)
-	if err == nil {
-		err = c.root.WriteFile(name, []byte(m.MediaType), 0o600) // half of it is no type of any manifest
-	}
+	err := durable.WriteSoon(c.root, name, []byte(m.MediaType)) // half of it is no type of any manifest
 	if err == nil {
 		err = c.root.Chtimes(name, now, now)
 	}

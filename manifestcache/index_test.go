@@ -3,6 +3,7 @@ package manifestcache_test
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -265,6 +266,31 @@ func TestRightsOfForeverAreNotAskedAbout(t *testing.T) {
 		wantDigest(t, c, up, doc, manifestcache.Hit)
 		wantRefers(t, c, up, blob, manifestcache.Granted)
 	})
+}
+
+func TestRightThatIsNoFileIsAskedAboutAndWrittenAnew(t *testing.T) {
+	for _, name := range []string{"a directory", "a named pipe", "a link out of the cache", "a link to itself"} {
+		t.Run(name, func(t *testing.T) {
+			dir, cfg := t.TempDir(), config()
+			c := openCache(t, dir, cfg)
+			up := newRepository("docker.io/library/alpine")
+			doc := up.push(newDocument(`{"first":1}`))
+			wantDigest(t, c, up, doc, manifestcache.Miss)
+			c.Close()
+			right, err := filepath.Glob(filepath.Join(dir, "repositories", "*", "*"))
+			if err != nil || len(right) != 1 {
+				t.Fatalf("%v are its files (%v)", right, err)
+			}
+			if err := damages[name](right[0]); err != nil {
+				t.Fatal(err)
+			}
+			c = openCache(t, dir, cfg)
+			wantDigest(t, c, up, doc, manifestcache.Revalidated)
+			c.Close()
+			up.fail(errDown)
+			wantDigest(t, openCache(t, dir, cfg), up, doc, manifestcache.Hit)
+		})
+	}
 }
 
 func TestRenewedRightSurvivesARestart(t *testing.T) {

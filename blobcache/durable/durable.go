@@ -21,28 +21,95 @@ import (
 	"syscall"
 )
 
-// Temp is the directory in which WriteFile prepares files. What a crash leaves
-// there is worthless; see Clean.
-const Temp = "tmp"
+// Temp is the directory in which WriteFile prepares files, under names that end
+// with Unfinished. What a crash leaves of these is worthless; see Clean.
+const (
+	Temp       = "tmp"
+	Unfinished = "~"
+)
+
+// ErrNotFile says that what has the name of a file is something else.
+var ErrNotFile = errors.New("not a regular file")
 
 const (
 	dirMode  = 0o700
 	fileMode = 0o600
 )
 
+// Open opens the regular file name to be read. Whatever else has the name is
+// ErrNotFile and never waited for, as a named pipe would have to be.
+func Open(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
+	return open(root, name, os.O_RDONLY)
+}
+
+func open(root *os.Root, name string, flag int) (*os.File, fs.FileInfo, error) {
+	f, err := root.OpenFile(name, flag|syscall.O_NONBLOCK, fileMode) // which means nothing to a regular file
+	if err != nil {
+		return nil, nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s: %w", name, ErrNotFile)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, fi, nil
+}
+
+// ReadFile reads the regular file name. One of more than limit bytes is
+// ErrNotFile too.
+func ReadFile(root *os.Root, name string, limit int64) ([]byte, fs.FileInfo, error) {
+	f, fi, err := Open(root, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	if fi.Size() > limit {
+		return nil, nil, fmt.Errorf("%s of %d bytes: %w", name, fi.Size(), ErrNotFile)
+	}
+	data := make([]byte, fi.Size())
+	if n, err := f.ReadAt(data, 0); n < len(data) {
+		return nil, nil, err
+	}
+	return data, fi, nil
+}
+
+// OpenTemp opens the regular file name, which has to be in Temp, to be read and
+// written, making it if there is none. Temp is for such files alone: it is made
+// again if it is gone, and what else has the name is removed.
+func OpenTemp(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
+	fi, err := root.Lstat(name)
+	switch {
+	case err == nil && !fi.Mode().IsRegular(): // a link would be followed
+		err = root.RemoveAll(name)
+	case err != nil:
+		err = MakeTemp(root)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return open(root, name, os.O_RDWR|os.O_CREATE)
+}
+
+// MakeTemp makes Temp if it is not there, and removes what is there instead.
+func MakeTemp(root *os.Root) error {
+	if fi, err := root.Lstat(Temp); err == nil && !fi.IsDir() { // a link would lead elsewhere
+		if err := root.Remove(Temp); err != nil {
+			return err
+		}
+	}
+	return root.MkdirAll(Temp, dirMode)
+}
+
 // Commit makes f, which was written as tmp, durable and visible as name,
 // replacing what had that name before. It makes missing parent directories. f
 // stays open; on an error tmp is left where it was.
 func Commit(root *os.Root, f *os.File, tmp, name string) error {
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("commit %s: %w", name, err)
-	}
-	err := root.Rename(tmp, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := root.MkdirAll(path.Dir(name), dirMode); err != nil {
-			return fmt.Errorf("commit %s: %w", name, err)
-		}
-		err = root.Rename(tmp, name)
+	err := f.Sync()
+	if err == nil {
+		err = rename(root, tmp, name)
 	}
 	if err != nil {
 		return fmt.Errorf("commit %s: %w", name, err)
@@ -50,16 +117,47 @@ func Commit(root *os.Root, f *os.File, tmp, name string) error {
 	return nil
 }
 
+// rename makes tmp visible as name, whatever has that name and whether or not
+// there is a directory for it.
+func rename(root *os.Root, tmp, name string) error {
+	err := root.Rename(tmp, name)
+	if err == nil {
+		return nil
+	}
+	if fi, statErr := root.Lstat(name); statErr == nil && fi.IsDir() {
+		err = root.RemoveAll(name)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = root.MkdirAll(path.Dir(name), dirMode)
+	}
+	if err != nil {
+		return err
+	}
+	return root.Rename(tmp, name)
+}
+
 // WriteFile makes name hold data, durably, by way of a file in Temp: whoever
 // reads name at any time finds the old content or the new.
-func WriteFile(root *os.Root, name string, data []byte) (err error) {
-	tmp := path.Join(Temp, rand.Text())
-	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+func WriteFile(root *os.Root, name string, data []byte) error {
+	return write(root, name, data, Commit)
+}
+
+// WriteSoon is WriteFile without waiting for the disk, for what can be checked
+// or done without: after a power failure, name may hold anything.
+func WriteSoon(root *os.Root, name string, data []byte) error {
+	return write(root, name, data, func(root *os.Root, _ *os.File, tmp, name string) error {
+		return rename(root, tmp, name)
+	})
+}
+
+func write(root *os.Root, name string, data []byte, commit func(root *os.Root, f *os.File, tmp, name string) error) (err error) {
+	const flag = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	tmp := path.Join(Temp, rand.Text()+Unfinished)
+	f, err := root.OpenFile(tmp, flag, fileMode)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := root.MkdirAll(Temp, dirMode); err != nil {
+		if err := MakeTemp(root); err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
-		f, err = root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+		f, err = root.OpenFile(tmp, flag, fileMode)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
@@ -73,7 +171,7 @@ func WriteFile(root *os.Root, name string, data []byte) (err error) {
 	if _, err := f.Write(data); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	return Commit(root, f, tmp, name)
+	return commit(root, f, tmp, name)
 }
 
 // Kind names what is wrong with the disk, for those who count: the system's name

@@ -3,9 +3,12 @@ package durable_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"larder/blobcache/durable"
@@ -54,11 +57,14 @@ func TestFilesAreForTheOwnerOnly(t *testing.T) {
 
 func TestFailedWriteLeavesOldContentAndNoRubbish(t *testing.T) {
 	root, dir := openRoot(t)
-	if err := os.MkdirAll(filepath.Join(dir, "name", "is a directory"), 0o700); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := durable.WriteFile(root, "name", []byte("x")); err == nil {
-		t.Error("no error, though name is a directory")
+	if err := durable.WriteFile(root, "file/name", []byte("x")); err == nil {
+		t.Error("no error, though there is a file instead of a directory")
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(got) != "old" {
+		t.Errorf("file holds %q, %v; want what it held", got, err)
 	}
 	left, err := os.ReadDir(filepath.Join(dir, durable.Temp))
 	if err != nil || len(left) != 0 {
@@ -131,5 +137,92 @@ func TestCleanRemovesWhatACrashLeft(t *testing.T) {
 	}
 	if err := durable.WriteFile(root, "later", []byte("x")); err != nil {
 		t.Error(err)
+	}
+}
+
+// obstacles are what a hand in the directory may put where a file should be.
+func obstacles(t *testing.T) map[string]func(path string) error {
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	if err := os.WriteFile(elsewhere, []byte("somebody's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if got, err := os.ReadFile(elsewhere); err != nil || string(got) != "somebody's" {
+			t.Errorf("the file outside of the root holds %q, %v", got, err)
+		}
+	})
+	return map[string]func(path string) error{
+		"nothing":         os.RemoveAll,
+		"directory":       func(path string) error { return os.Mkdir(path, 0o700) },
+		"full directory":  func(path string) error { return os.MkdirAll(filepath.Join(path, "a", "b"), 0o700) },
+		"named pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"link out":        func(path string) error { return os.Symlink(elsewhere, path) },
+		"link to itself":  func(path string) error { return os.Symlink(filepath.Base(path), path) },
+		"link to nothing": func(path string) error { return os.Symlink("nothing", path) },
+	}
+}
+
+func TestWhatIsNoFileIsReplacedByOne(t *testing.T) {
+	write := map[string]func(root *os.Root) error{
+		"WriteFile": func(root *os.Root) error { return durable.WriteFile(root, "tmp/name", []byte("x")) },
+		"WriteSoon": func(root *os.Root) error { return durable.WriteSoon(root, "tmp/name", []byte("x")) },
+		"OpenTemp": func(root *os.Root) error {
+			f, fi, err := durable.OpenTemp(root, "tmp/name")
+			if err != nil {
+				return err
+			}
+			if fi.Size() != 0 {
+				return fmt.Errorf("it has %d bytes", fi.Size())
+			}
+			_, err = f.WriteString("x")
+			return errors.Join(err, f.Close())
+		},
+	}
+	for how, write := range write {
+		for what, put := range obstacles(t) {
+			for _, where := range []string{"tmp/name", "tmp"} {
+				if where == "tmp" && how != "OpenTemp" && !strings.Contains(what, "directory") {
+					continue // OpenTemp sees to that
+				}
+				t.Run(how+"/"+what+" as "+where, func(t *testing.T) {
+					root, dir := openRoot(t)
+					path := filepath.Join(dir, where)
+					if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+						t.Fatal(err)
+					}
+					if err := put(path); err != nil {
+						t.Fatal(err)
+					}
+					if err := write(root); err != nil {
+						t.Fatal(err)
+					}
+					if got, _, err := durable.ReadFile(root, "tmp/name", 1); err != nil || string(got) != "x" {
+						t.Errorf("afterwards it holds %q, %v", got, err)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestOnlyRegularFilesAreRead(t *testing.T) {
+	for what, put := range obstacles(t) {
+		root, dir := openRoot(t)
+		if err := put(filepath.Join(dir, "name")); err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := durable.ReadFile(root, "name", 100); err == nil {
+			t.Errorf("%s: read %q", what, got)
+		}
+		if _, _, err := durable.Open(root, "name"); errors.Is(err, durable.ErrNotFile) != (what == "named pipe" || strings.Contains(what, "directory")) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	root, _ := openRoot(t)
+	if err := durable.WriteFile(root, "name", []byte("long")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := durable.ReadFile(root, "name", 3); !errors.Is(err, durable.ErrNotFile) {
+		t.Errorf("one byte more than may be: %v", err)
 	}
 }
