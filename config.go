@@ -60,9 +60,9 @@ type config struct {
 	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
 
 	// Outermost first. Log and metrics are outside of recover, to see the 500 that
-	// becomes of a panic. Who may not read is not told by readonly what else could
-	// be done.
-	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,metrics,recover,auth,allow,readonly"`
+	// becomes of a panic. Limit is outside of auth, as passwords are work too. Who
+	// may not read is not told by readonly what else could be done.
+	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,metrics,recover,limit,auth,allow,readonly"`
 
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
 	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`

@@ -21,8 +21,8 @@ func TestConfigDefaults(t *testing.T) {
 		ScrubInterval: 168 * time.Hour, ScrubRate: 16 << 20,
 		MinFree: limit{Bytes: 1 << 30, Percent: 5},
 		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32, RateLimitFloor: 5,
-		Middleware:  "requestid,log,metrics,recover,auth,allow,readonly",
-		middlewares: []string{"requestid", "log", "metrics", "recover", "auth", "allow", "readonly"}, settings: map[string]string{},
+		Middleware:  "requestid,log,metrics,recover,limit,auth,allow,readonly",
+		middlewares: []string{"requestid", "log", "metrics", "recover", "limit", "auth", "allow", "readonly"}, settings: map[string]string{},
 		LogLevel: zapcore.InfoLevel, LogFormat: "json", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
@@ -157,6 +157,9 @@ var bad = map[string]struct {
 	"without allow":         {[]string{"LARDER_MIDDLEWARE=auth,readonly", "LARDER_ALLOW=docker.io/**"}, []string{"LARDER_MIDDLEWARE", "allow", "LARDER_ALLOW"}},
 	"without allow, deny":   {[]string{"LARDER_MIDDLEWARE=auth,readonly", "LARDER_DENY=docker.io/**"}, []string{"LARDER_MIDDLEWARE", "allow", "LARDER_DENY"}},
 	"allow before auth":     {[]string{"LARDER_MIDDLEWARE=allow,auth,readonly"}, []string{"LARDER_MIDDLEWARE", "allow is before auth"}},
+	"limit":                 {[]string{"LARDER_MIDDLEWARE_LIMIT_RUNNING=-1"}, []string{"LARDER_MIDDLEWARE_LIMIT_RUNNING", "0 or more"}},
+	"limit, wait":           {[]string{"LARDER_MIDDLEWARE_LIMIT_WAIT=hush"}, []string{"LARDER_MIDDLEWARE_LIMIT_WAIT", "a duration"}},
+	"limit, option":         {[]string{"LARDER_MIDDLEWARE_LIMIT_MAX=hush"}, []string{"LARDER_MIDDLEWARE_LIMIT_MAX", "LARDER_MIDDLEWARE_LIMIT_QUEUED"}},
 	"option":                {[]string{"LARDER_MIDDLEWARE_LOG_FILE=hush"}, []string{"LARDER_MIDDLEWARE_LOG_FILE", "no such option"}},
 	"option of none":        {[]string{"LARDER_MIDDLEWARE_GZIP_LEVEL=hush"}, []string{"LARDER_MIDDLEWARE_GZIP_LEVEL", "allow, auth"}},
 	"format":                {[]string{"LARDER_LOG_FORMAT=hush"}, []string{"LARDER_LOG_FORMAT"}},

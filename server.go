@@ -40,6 +40,7 @@ type program struct {
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
+	limit      middleware.LimitCounts
 	servers    []*server
 	stopping   atomic.Bool
 	background sync.WaitGroup
@@ -104,7 +105,7 @@ func (p *program) open() (err error) {
 	if err := p.openCaches(); err != nil {
 		return err
 	}
-	metrics := admin.NewMetrics(version(), admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams})
+	metrics := admin.NewMetrics(version(), admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Limit: &p.limit})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
@@ -162,7 +163,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	h := handler.New(handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")})
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	opts.Identify, opts.MayPull = h.Identify, p.cfg.access.MayPull
-	opts.Variables = p.cfg.settings
+	opts.Limit, opts.Variables = &p.limit, p.cfg.settings
 	return middlewares().Chain(h, opts, p.cfg.middlewares...)
 }
 

@@ -51,7 +51,7 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics := admin.NewMetrics("1.2.3", admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams})
+	metrics := admin.NewMetrics("1.2.3", admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Limit: new(middleware.LimitCounts)})
 	h := handler.New(handler.Config{Upstreams: upstreams, Blobs: l.blobs, Manifests: l.manifests})
 	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe}, "metrics", "readonly")
 	if err != nil {

@@ -42,6 +42,8 @@ type Options struct {
 	// in a repository. It takes Identify. nil: everybody may have everything.
 	MayPull func(user, repository string) bool
 
+	Limit *LimitCounts // what limit counts; nil: nobody asks
+
 	// Variables are those that begin with VariablePrefix, for Get to make Settings
 	// of: the options of the one middleware that is made.
 	Variables map[string]string
@@ -71,6 +73,7 @@ func Builtin() *Registry {
 		"metrics":   newMetrics,
 		"auth":      newAuth,
 		"allow":     newAllow,
+		"limit":     newLimit,
 		"readonly":  newReadonly,
 	}}
 }
