@@ -36,19 +36,22 @@ var errShuttingDown = errors.New("shutting down")
 type program struct {
 	cfg        *config
 	log        *zap.Logger
+	stdout     io.Writer
 	dir        *cacheDir
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
 	limit      middleware.LimitCounts
+	audit      *auditLog // nil: off
 	servers    []*server
 	stopping   atomic.Bool
 	background sync.WaitGroup
 }
 
 // run is larder: it serves until ctx is done, and then stops gracefully. The
-// environment is all it reads of the world, stderr where it logs.
-func run(ctx context.Context, environ []string, stderr io.Writer) (err error) {
+// environment is all it reads of the world, stderr where it logs, stdout where
+// audit records go if they are wanted there.
+func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err error) {
 	cfg, err := readConfig(environ)
 	if err != nil {
 		return err
@@ -62,7 +65,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) (err error) {
 			log.Warn("unknown variable", zap.String("variable", v.name))
 		}
 	}
-	p := &program{cfg: cfg, log: log}
+	p := &program{cfg: cfg, log: log, stdout: stdout}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.open(); err != nil {
 		return err
@@ -86,6 +89,9 @@ func newLogger(cfg *config, w io.Writer) *zap.Logger {
 // connect gets an answer. Nobody is contacted.
 func (p *program) open() (err error) {
 	cfg := p.cfg
+	if p.audit, err = openAudit(cfg.AuditLog, p.stdout, p.log.Named("audit")); err != nil {
+		return err
+	}
 	if p.dir, err = openCacheDir(cfg.CacheDir); err != nil {
 		return err
 	}
@@ -164,6 +170,9 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	opts.Identify, opts.MayPull = h.Identify, p.cfg.access.MayPull
 	opts.Limit, opts.Variables = &p.limit, p.cfg.settings
+	if p.audit != nil {
+		opts.Audit = p.audit.logger()
+	}
 	return middlewares().Chain(h, opts, p.cfg.middlewares...)
 }
 
@@ -259,6 +268,9 @@ func (p *program) serve(ctx context.Context) error {
 	p.background.Go(func() { _ = p.blobs.Scrub(ctx) })
 	p.background.Go(func() { _ = p.manifests.Run(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
+	if p.audit != nil {
+		p.background.Go(func() { p.audit.run(ctx) })
+	}
 	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
 		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 		zap.Bool("password", p.cfg.Htpasswd != ""),
@@ -334,6 +346,9 @@ func (p *program) close() error {
 	}
 	if p.dir != nil {
 		errs = append(errs, p.dir.close())
+	}
+	if p.audit != nil {
+		errs = append(errs, p.audit.close())
 	}
 	return errors.Join(errs...)
 }

@@ -27,6 +27,7 @@ type InitFunc func(Options) (Middleware, error)
 // Options is what middlewares may need.
 type Options struct {
 	Logger  *zap.Logger       // nil: none
+	Audit   *zap.Logger       // where audit's records go; nil: nowhere
 	Observe func(Observation) // nil: nobody counts
 
 	// Identify notes what a request is for (see Note), before the first
@@ -73,6 +74,7 @@ func Builtin() *Registry {
 		"metrics":   newMetrics,
 		"auth":      newAuth,
 		"allow":     newAllow,
+		"audit":     newAudit,
 		"limit":     newLimit,
 		"readonly":  newReadonly,
 	}}
