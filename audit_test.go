@@ -198,11 +198,11 @@ func TestAuditLogIsRotated(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	l.stop(t)
-	var all string
+	var all strings.Builder
 	for i := range 3 {
-		all += readFile(t, fmt.Sprint(file, ".", i))
+		all.WriteString(readFile(t, fmt.Sprint(file, ".", i)))
 	}
-	ends := wantPairs(t, auditRecords(t, all+readFile(t, file)))
+	ends := wantPairs(t, auditRecords(t, all.String()+readFile(t, file)))
 	requests := 0
 	for range cap(asked) {
 		requests += <-asked

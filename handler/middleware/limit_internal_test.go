@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,10 +23,11 @@ func TestLimiterForgetsClients(t *testing.T) {
 		if _, err := l.enter(ctx, "192.0.2.1:1"); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
+		var wg sync.WaitGroup
 		for i := range 4 { // two wait, two are refused at once
-			go l.enter(t.Context(), fmt.Sprintf("192.0.2.%d:1", i+2))
+			wg.Go(func() { l.enter(t.Context(), fmt.Sprintf("192.0.2.%d:1", i+2)) })
 		}
-		time.Sleep(2 * time.Second)
+		wg.Wait()
 		if len(l.clients) != 1 {
 			t.Errorf("%d clients, want the one that runs", len(l.clients))
 		}
