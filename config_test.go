@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -272,5 +273,43 @@ func TestVariablesOfKubernetesAreNoNews(t *testing.T) {
 	})
 	if err != nil || len(cfg.unknown) > 0 {
 		t.Errorf("got %v, %v; want no word of them", cfg, err)
+	}
+}
+
+// The README's table has every variable with its default, and every option of a
+// middleware.
+func TestReadmeHasEveryVariable(t *testing.T) {
+	readme := readFile(t, "README.md")
+	rows := make(map[string]string)
+	for line := range strings.Lines(readme) {
+		if !strings.HasPrefix(line, "| `LARDER_") {
+			continue
+		}
+		for _, name := range regexp.MustCompile(`LARDER_[A-Z_]+`).FindAllString(strings.Split(line, "|")[1], -1) {
+			rows[name] = line
+		}
+	}
+	var chain string
+	for f := range reflect.TypeFor[config]().Fields() {
+		name, preset := f.Tag.Get("env"), f.Tag.Get("envDefault")
+		if name != "" && !strings.Contains(rows[name], "| `"+preset) && (preset != "" || rows[name] == "") {
+			t.Errorf("%s with default %q is not in the README: %q", name, preset, rows[name])
+		}
+		if name == "LARDER_MIDDLEWARE" {
+			chain = preset
+		}
+	}
+	for name := range strings.SplitSeq(chain, ",") {
+		if !strings.Contains(readme, "\n| `"+name+"` |") {
+			t.Errorf("middleware %s is not in the README", name)
+		}
+		for _, err := range middlewares().Check(map[string]string{"LARDER_MIDDLEWARE_" + strings.ToUpper(name) + "_NONE": "x"}, name) {
+			_, options, _ := strings.Cut(err.Error(), "there are ")
+			for option := range strings.SplitSeq(options, ", ") {
+				if option != "none" && rows[option] == "" {
+					t.Errorf("%s is not in the README", option)
+				}
+			}
+		}
 	}
 }
