@@ -257,6 +257,38 @@ func TestAuditLogThatCannotBeWritten(t *testing.T) {
 	}
 }
 
+// An answer that the end of larder cuts short has an end all the same.
+func TestAuditLogOfAnAnswerCutShort(t *testing.T) {
+	t.Parallel()
+	hub := newUpstream(t, "docker.io")
+	file := filepath.Join(t.TempDir(), "audit.json")
+	l := startLarder(t, []*testUpstream{hub}, "LARDER_AUDIT_LOG="+file, "LARDER_SHUTDOWN_GRACE=10ms")
+	_, path := bigBlob(t, hub, l, 4<<20)
+	release := hub.hold(64 << 10)
+	defer release()
+	var cut []io.Closer
+	for range 20 {
+		resp, err := l.open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cut = append(cut, resp.Body)
+	}
+	l.stop(t)
+	for _, body := range cut {
+		body.Close()
+	}
+	broken := 0
+	for _, r := range wantPairs(t, auditRecords(t, readFile(t, file))) {
+		if r.Kind == "blob" && r.Verdict == "broken" && r.Bytes > 0 {
+			broken++
+		}
+	}
+	if broken != len(cut) || strings.Contains(l.stderr.String(), "audit records are lost") {
+		t.Errorf("%d answers are recorded as broken, want %d", broken, len(cut))
+	}
+}
+
 // halfWriter has room for some bytes, and then for more.
 type halfWriter struct {
 	bytes.Buffer

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/semaphore"
 
 	"larder/auth"
 	"larder/auth/htpasswd"
@@ -28,6 +30,10 @@ import (
 // linger is how long a blob goes on being fetched when the last client that
 // wanted it has left.
 const linger = 30 * time.Second
+
+// noticing is how long handlers have to notice that their connection is closed.
+// They have a word to say about it: that an answer was broken off.
+const noticing = 2 * time.Second
 
 // errShuttingDown is what readiness says while larder stops.
 var errShuttingDown = errors.New("shutting down")
@@ -233,7 +239,8 @@ func (p *program) tlsConfig() (*tls.Config, error) {
 // server is an http.Server and the listener it is for.
 type server struct {
 	http.Server
-	listener net.Listener
+	listener  net.Listener
+	answering *semaphore.Weighted // held once by each handler that runs
 }
 
 // listen opens a listener, for TLS unless that is nil.
@@ -242,8 +249,14 @@ func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Conf
 	if err != nil {
 		return fmt.Errorf("%s: %w", variable, err)
 	}
-	s := &server{listener: l}
-	s.Handler = h
+	s := &server{listener: l, answering: semaphore.NewWeighted(math.MaxInt64)}
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.answering.TryAcquire(1) {
+			panic(http.ErrAbortHandler) // all is being cut off
+		}
+		defer s.answering.Release(1)
+		h.ServeHTTP(w, r)
+	})
 	s.ReadHeaderTimeout = 10 * time.Second
 	s.IdleTimeout = 2 * time.Minute
 	s.MaxHeaderBytes = 64 << 10
@@ -321,9 +334,17 @@ func (p *program) shutdown() {
 	for _, s := range p.servers {
 		if err := s.Shutdown(ctx); err != nil {
 			p.log.Warn("answers cut short", zap.Stringer("addr", s.listener.Addr()), zap.Error(err))
-			_ = s.Close() // its listener is closed already
+			s.cut()
 		}
 	}
+}
+
+// cut closes all connections, and waits for the handlers to notice.
+func (s *server) cut() {
+	_ = s.Close() // its listener is closed already
+	ctx, cancel := context.WithTimeout(context.Background(), noticing)
+	defer cancel()
+	_ = s.answering.Acquire(ctx, math.MaxInt64) // who has not noticed by then has to be left behind
 }
 
 // close ends what open has made, in the opposite order.
