@@ -144,14 +144,15 @@ func (r *Registry) Check(variables map[string]string, names ...string) []error {
 		errs = append(errs, problems...)
 	}
 	for _, variable := range slices.Sorted(maps.Keys(variables)) {
-		name, _, _ := strings.Cut(strings.ToLower(strings.TrimPrefix(variable, VariablePrefix)), "_")
-		if variables[variable] == "" || slices.Contains(names, name) {
+		isOption := func(name string) bool { return strings.HasPrefix(variable, optionPrefix(name)) }
+		if variables[variable] == "" || slices.ContainsFunc(names, isOption) {
 			continue
 		}
-		if _, ok := r.inits[name]; ok {
-			errs = append(errs, fmt.Errorf("%s: set, but LARDER_MIDDLEWARE is without %s", variable, name))
+		all := slices.Sorted(maps.Keys(r.inits))
+		if i := slices.IndexFunc(all, isOption); i >= 0 {
+			errs = append(errs, fmt.Errorf("%s: set, but LARDER_MIDDLEWARE is without %s", variable, all[i]))
 		} else {
-			errs = append(errs, fmt.Errorf("%s: there is no such middleware; there are %s", variable, r.names()))
+			errs = append(errs, fmt.Errorf("%s: no option of a middleware; there are %s", variable, r.names()))
 		}
 	}
 	return errs

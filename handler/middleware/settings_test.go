@@ -66,8 +66,11 @@ func TestCheck(t *testing.T) {
 		"no such option": {[]string{"MINE_COUNTER=1"}, "mine", []string{"LARDER_MIDDLEWARE_MINE_COUNTER: no such option; there are LARDER_MIDDLEWARE_MINE_COUNT, LARDER_MIDDLEWARE_MINE_MAX_WAIT, LARDER_MIDDLEWARE_MINE_WORDS"}},
 		"no options":     {[]string{"LOG_LEVEL=debug"}, "log", []string{"LARDER_MIDDLEWARE_LOG_LEVEL: no such option; there are none"}},
 		"not in chain":   {[]string{"MINE_COUNT=1"}, "log", []string{"LARDER_MIDDLEWARE_MINE_COUNT: set, but LARDER_MIDDLEWARE is without mine"}},
-		"nobody's":       {[]string{"HUSK_COUNT=1"}, "mine", []string{"LARDER_MIDDLEWARE_HUSK_COUNT: there is no such middleware; there are allow, audit, auth,"}},
-		"no option":      {[]string{"COUNT=1"}, "mine", []string{"LARDER_MIDDLEWARE_COUNT: there is no such middleware"}},
+		"nobody's":       {[]string{"HUSK_COUNT=1"}, "mine", []string{"LARDER_MIDDLEWARE_HUSK_COUNT: no option of a middleware; there are allow, audit, auth,"}},
+		"no option":      {[]string{"COUNT=1"}, "mine", []string{"LARDER_MIDDLEWARE_COUNT: no option of a middleware"}},
+		"name only":      {[]string{"MINE=1"}, "mine", []string{"LARDER_MIDDLEWARE_MINE: no option of a middleware"}},
+		"underscore":     {[]string{"MINE_=1"}, "mine", []string{"LARDER_MIDDLEWARE_MINE_: no such option"}},
+		"lower case":     {[]string{"mine_COUNT=1"}, "mine", []string{"LARDER_MIDDLEWARE_mine_COUNT: no option of a middleware"}},
 		"no name":        {nil, "log hush", []string{"LARDER_MIDDLEWARE: entry 2 is no middleware; there are allow, audit, auth, limit, log, metrics, mine,"}},
 		"twice":          {nil, "log mine log", []string{"LARDER_MIDDLEWARE: entry 3 is there twice"}},
 		"all at once": {
