@@ -64,13 +64,15 @@ type config struct {
 
 	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
 
-	// Outermost first. Log and metrics are outside of recover, to see the 500 that
-	// becomes of a panic. Who may not read is not told by readonly what else could
-	// be done.
-	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,metrics,recover,auth,allow,readonly"`
+	// Outermost first. Log, audit and metrics are outside of recover, to see the 500
+	// that becomes of a panic. Limit is outside of auth, as passwords are work too. Who
+	// may not read is not told by readonly what else could be done.
+	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,audit,metrics,recover,limit,auth,allow,readonly"`
 
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
 	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`
+
+	AuditLog string `env:"LARDER_AUDIT_LOG" envDefault:"off"`
 
 	ShutdownGrace time.Duration `env:"LARDER_SHUTDOWN_GRACE" envDefault:"20s"`
 
@@ -247,6 +249,9 @@ func (c *config) check() (problems []error) {
 	}
 	if c.LogFormat != "json" && c.LogFormat != "console" {
 		bad("LARDER_LOG_FORMAT: not one of json, console")
+	}
+	if !validAuditLog(c.AuditLog) {
+		bad("LARDER_AUDIT_LOG: not off, stdout, or the path of a file, with a slash")
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("LARDER_TLS_CERT, LARDER_TLS_KEY: one is set without the other")

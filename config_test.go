@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -22,9 +23,9 @@ func TestConfigDefaults(t *testing.T) {
 		MinFree: limit{Bytes: 1 << 30, Percent: 5},
 		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32, RateLimitFloor: 5,
 		Auth:        authBasic,
-		Middleware:  "requestid,log,metrics,recover,auth,allow,readonly",
-		middlewares: []string{"requestid", "log", "metrics", "recover", "auth", "allow", "readonly"}, settings: map[string]string{},
-		LogLevel: zapcore.InfoLevel, LogFormat: "json", ShutdownGrace: 20 * time.Second,
+		Middleware:  "requestid,log,audit,metrics,recover,limit,auth,allow,readonly",
+		middlewares: []string{"requestid", "log", "audit", "metrics", "recover", "limit", "auth", "allow", "readonly"}, settings: map[string]string{},
+		LogLevel: zapcore.InfoLevel, LogFormat: "json", AuditLog: "off", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
 	for f := range reflect.TypeFor[config]().Fields() {
@@ -88,6 +89,7 @@ func TestConfigValues(t *testing.T) {
 		},
 		"level":           {[]string{"LARDER_LOG_LEVEL=debug"}, func(c *config) any { return c.LogLevel }, zapcore.DebugLevel},
 		"level shouted":   {[]string{"LARDER_LOG_LEVEL=ERROR"}, func(c *config) any { return c.LogLevel }, zapcore.ErrorLevel},
+		"audit log":       {[]string{"LARDER_AUDIT_LOG=/var/log/audit.json"}, func(c *config) any { return c.AuditLog }, "/var/log/audit.json"},
 		"format":          {[]string{"LARDER_LOG_FORMAT=console"}, func(c *config) any { return c.LogFormat }, "console"},
 		"grace":           {[]string{"LARDER_SHUTDOWN_GRACE=0s"}, func(c *config) any { return c.ShutdownGrace }, time.Duration(0)},
 		"twice: the last": {[]string{"LARDER_ADDR=:1", "LARDER_ADDR=:2"}, func(c *config) any { return c.Addr }, ":2"},
@@ -161,9 +163,15 @@ var bad = map[string]struct {
 	"without auth":          {[]string{"LARDER_MIDDLEWARE=allow,readonly", "LARDER_HTPASSWD=/hush"}, []string{"LARDER_MIDDLEWARE", "auth", "LARDER_HTPASSWD"}},
 	"without allow":         {[]string{"LARDER_MIDDLEWARE=auth,readonly", "LARDER_ALLOW=docker.io/**"}, []string{"LARDER_MIDDLEWARE", "allow", "LARDER_ALLOW"}},
 	"without allow, deny":   {[]string{"LARDER_MIDDLEWARE=auth,readonly", "LARDER_DENY=docker.io/**"}, []string{"LARDER_MIDDLEWARE", "allow", "LARDER_DENY"}},
+	"audit log":             {[]string{"LARDER_AUDIT_LOG=hush"}, []string{"LARDER_AUDIT_LOG", "off, stdout"}},
+	"without audit":         {[]string{"LARDER_MIDDLEWARE=requestid,readonly", "LARDER_AUDIT_LOG=/hush"}, []string{"LARDER_MIDDLEWARE", "audit", "LARDER_AUDIT_LOG"}},
+	"audit without ids":     {[]string{"LARDER_MIDDLEWARE=audit,readonly", "LARDER_AUDIT_LOG=stdout"}, []string{"LARDER_MIDDLEWARE", "requestid", "LARDER_AUDIT_LOG"}},
 	"allow before auth":     {[]string{"LARDER_MIDDLEWARE=allow,auth,readonly"}, []string{"LARDER_MIDDLEWARE", "allow is before auth"}},
+	"limit":                 {[]string{"LARDER_MIDDLEWARE_LIMIT_RUNNING=-1"}, []string{"LARDER_MIDDLEWARE_LIMIT_RUNNING", "0 or more"}},
+	"limit, wait":           {[]string{"LARDER_MIDDLEWARE_LIMIT_WAIT=hush"}, []string{"LARDER_MIDDLEWARE_LIMIT_WAIT", "a duration"}},
+	"limit, option":         {[]string{"LARDER_MIDDLEWARE_LIMIT_MAX=hush"}, []string{"LARDER_MIDDLEWARE_LIMIT_MAX", "LARDER_MIDDLEWARE_LIMIT_QUEUED"}},
 	"option":                {[]string{"LARDER_MIDDLEWARE_LOG_FILE=hush"}, []string{"LARDER_MIDDLEWARE_LOG_FILE", "no such option"}},
-	"option of none":        {[]string{"LARDER_MIDDLEWARE_GZIP_LEVEL=hush"}, []string{"LARDER_MIDDLEWARE_GZIP_LEVEL", "allow, auth"}},
+	"option of none":        {[]string{"LARDER_MIDDLEWARE_GZIP_LEVEL=hush"}, []string{"LARDER_MIDDLEWARE_GZIP_LEVEL", "allow, audit, auth"}},
 	"auth":                  {[]string{"LARDER_AUTH=hush"}, []string{"LARDER_AUTH"}},
 	"auth shouted":          {[]string{"LARDER_AUTH=TOKEN"}, []string{"LARDER_AUTH"}},
 	"tokens for nobody":     {[]string{"LARDER_AUTH=token"}, []string{"LARDER_AUTH", "LARDER_HTPASSWD", "LARDER_ANONYMOUS_PULL"}},
@@ -278,5 +286,43 @@ func TestVariablesOfKubernetesAreNoNews(t *testing.T) {
 	})
 	if err != nil || len(cfg.unknown) > 0 {
 		t.Errorf("got %v, %v; want no word of them", cfg, err)
+	}
+}
+
+// The README's table has every variable with its default, and every option of a
+// middleware.
+func TestReadmeHasEveryVariable(t *testing.T) {
+	readme := readFile(t, "README.md")
+	rows := make(map[string]string)
+	for line := range strings.Lines(readme) {
+		if !strings.HasPrefix(line, "| `LARDER_") {
+			continue
+		}
+		for _, name := range regexp.MustCompile(`LARDER_[A-Z_]+`).FindAllString(strings.Split(line, "|")[1], -1) {
+			rows[name] = line
+		}
+	}
+	var chain string
+	for f := range reflect.TypeFor[config]().Fields() {
+		name, preset := f.Tag.Get("env"), f.Tag.Get("envDefault")
+		if name != "" && !strings.Contains(rows[name], "| `"+preset) && (preset != "" || rows[name] == "") {
+			t.Errorf("%s with default %q is not in the README: %q", name, preset, rows[name])
+		}
+		if name == "LARDER_MIDDLEWARE" {
+			chain = preset
+		}
+	}
+	for name := range strings.SplitSeq(chain, ",") {
+		if !strings.Contains(readme, "\n| `"+name+"` |") {
+			t.Errorf("middleware %s is not in the README", name)
+		}
+		for _, err := range middlewares().Check(map[string]string{"LARDER_MIDDLEWARE_" + strings.ToUpper(name) + "_NONE": "x"}, name) {
+			_, options, _ := strings.Cut(err.Error(), "there are ")
+			for option := range strings.SplitSeq(options, ", ") {
+				if option != "none" && rows[option] == "" {
+					t.Errorf("%s is not in the README", option)
+				}
+			}
+		}
 	}
 }

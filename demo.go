@@ -300,7 +300,7 @@ func startDemoLarder(ctx context.Context, upstream string, stderr io.Writer) (ad
 			"LARDER_CACHE_DIR=" + dir,
 			"LARDER_LOG_LEVEL=error",
 			"LARDER_SHUTDOWN_GRACE=1s",
-		}, stderr)
+		}, io.Discard, stderr)
 		cancel(errors.New("larder ended")) // or the wait for its answer would go on
 		ended <- err
 	}()

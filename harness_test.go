@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -42,6 +43,10 @@ func TestMain(m *testing.M) {
 	if n := runtime.GOMAXPROCS(0); flag.Lookup("test.parallel").Value.String() == strconv.Itoa(n) {
 		flag.Set("test.parallel", strconv.Itoa(3*n)) // they wait more than they compute
 	}
+	// os/signal's goroutine stays, once there is one.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	signal.Stop(signals)
 	before := takeStock()
 	status := m.Run()
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
@@ -214,6 +219,7 @@ type larder struct {
 	addr    string
 	cache   string
 	environ []string
+	stdout  *lockedBuffer
 	stderr  *lockedBuffer
 
 	done   chan struct{} // closed when it ended
@@ -227,7 +233,7 @@ type larder struct {
 // the default one. The environment may override everything.
 func newLarder(t testing.TB, upstreams []*testUpstream, environ []string) *larder {
 	t.Helper()
-	l := &larder{addr: freeAddr(t), stderr: new(lockedBuffer), done: make(chan struct{})}
+	l := &larder{addr: freeAddr(t), stdout: new(lockedBuffer), stderr: new(lockedBuffer), done: make(chan struct{})}
 	var list []string
 	for _, u := range upstreams {
 		list = append(list, u.host+"=http://"+u.addr)
@@ -258,7 +264,7 @@ func runLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *lard
 	l.cancel = cancel
 	go func() {
 		defer close(l.done)
-		l.err = run(ctx, l.environ, l.stderr)
+		l.err = run(ctx, l.environ, l.stdout, l.stderr)
 	}()
 	l.stopAtEnd(t)
 	return l
@@ -278,7 +284,7 @@ func execLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *lar
 	l := newLarder(t, upstreams, environ)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(l.environ, asLarder+"=1", "PATH="+os.Getenv("PATH"))
-	cmd.Stderr = l.stderr
+	cmd.Stdout, cmd.Stderr = l.stdout, l.stderr
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -49,7 +49,7 @@ func main() {
 // command runs what the command line asks for.
 func command(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
-		return run(ctx, environ, stderr)
+		return run(ctx, environ, stdout, stderr)
 	}
 	if len(args) > 1 {
 		return errUsage

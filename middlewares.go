@@ -34,18 +34,19 @@ func (c *config) checkMiddleware() (problems []error) {
 		problems = append(problems, fmt.Errorf("LARDER_MIDDLEWARE: "+format, args...))
 	}
 	for _, needed := range []struct {
-		name string
-		by   string
-		set  bool
+		name, by string
+		set      bool
 	}{
 		{"auth", "LARDER_HTPASSWD", c.Htpasswd != ""},
 		{"auth", "LARDER_AUTH=token", c.Auth == authToken},
 		{"allow", "LARDER_ALLOW", c.Allow != ""},
 		{"allow", "LARDER_DENY", c.Deny != ""},
 		{"allow", "LARDER_ACCESS", c.Access != ""},
+		{"audit", "LARDER_AUDIT_LOG", c.AuditLog != auditOff},
+		{"requestid", "LARDER_AUDIT_LOG", c.AuditLog != auditOff}, // to tell whose begin and end belong together
 	} {
 		if needed.set && !slices.Contains(c.middlewares, needed.name) {
-			bad("without %s, %s would mean nothing", needed.name, needed.by)
+			bad("without %s, which %s needs", needed.name, needed.by)
 		}
 	}
 	if !slices.Contains(c.middlewares, "readonly") {

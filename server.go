@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/semaphore"
 
 	"larder/auth"
 	"larder/auth/htpasswd"
@@ -29,6 +31,10 @@ import (
 // wanted it has left.
 const linger = 30 * time.Second
 
+// noticing is how long handlers have to notice that their connection is closed.
+// They have a word to say about it: that an answer was broken off.
+const noticing = 2 * time.Second
+
 // errShuttingDown is what readiness says while larder stops.
 var errShuttingDown = errors.New("shutting down")
 
@@ -36,18 +42,22 @@ var errShuttingDown = errors.New("shutting down")
 type program struct {
 	cfg        *config
 	log        *zap.Logger
+	stdout     io.Writer
 	dir        *cacheDir
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
+	limit      middleware.LimitCounts
+	audit      *auditLog // nil: off
 	servers    []*server
 	stopping   atomic.Bool
 	background sync.WaitGroup
 }
 
 // run is larder: it serves until ctx is done, and then stops gracefully. The
-// environment is all it reads of the world, stderr where it logs.
-func run(ctx context.Context, environ []string, stderr io.Writer) (err error) {
+// environment is all it reads of the world, stderr where it logs, stdout where
+// audit records go if they are wanted there.
+func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err error) {
 	cfg, err := readConfig(environ)
 	if err != nil {
 		return err
@@ -61,7 +71,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) (err error) {
 			log.Warn("unknown variable", zap.String("variable", v.name))
 		}
 	}
-	p := &program{cfg: cfg, log: log}
+	p := &program{cfg: cfg, log: log, stdout: stdout}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.open(); err != nil {
 		return err
@@ -85,6 +95,9 @@ func newLogger(cfg *config, w io.Writer) *zap.Logger {
 // connect gets an answer. Nobody is contacted.
 func (p *program) open() (err error) {
 	cfg := p.cfg
+	if p.audit, err = openAudit(cfg.AuditLog, p.stdout, p.log.Named("audit")); err != nil {
+		return err
+	}
 	if p.dir, err = openCacheDir(cfg.CacheDir); err != nil {
 		return err
 	}
@@ -106,7 +119,7 @@ func (p *program) open() (err error) {
 	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams})
+	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Limit: &p.limit})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
@@ -172,7 +185,10 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, access.MayPull
-	opts.Variables = p.cfg.settings
+	opts.Limit, opts.Variables = &p.limit, p.cfg.settings
+	if p.audit != nil {
+		opts.Audit = p.audit.logger()
+	}
 	return middlewares().Chain(h, opts, p.cfg.middlewares...)
 }
 
@@ -233,7 +249,8 @@ func (p *program) tlsConfig() (*tls.Config, error) {
 // server is an http.Server and the listener it is for.
 type server struct {
 	http.Server
-	listener net.Listener
+	listener  net.Listener
+	answering *semaphore.Weighted // held once by each handler that runs
 }
 
 // listen opens a listener, for TLS unless that is nil.
@@ -242,8 +259,14 @@ func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Conf
 	if err != nil {
 		return fmt.Errorf("%s: %w", variable, err)
 	}
-	s := &server{listener: l}
-	s.Handler = h
+	s := &server{listener: l, answering: semaphore.NewWeighted(math.MaxInt64)}
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.answering.TryAcquire(1) {
+			panic(http.ErrAbortHandler) // all is being cut off
+		}
+		defer s.answering.Release(1)
+		h.ServeHTTP(w, r)
+	})
 	s.ReadHeaderTimeout = 10 * time.Second
 	s.IdleTimeout = 2 * time.Minute
 	s.MaxHeaderBytes = 64 << 10
@@ -268,6 +291,9 @@ func (p *program) serve(ctx context.Context) error {
 	p.background.Go(func() { _ = p.blobs.Scrub(ctx) })
 	p.background.Go(func() { _ = p.manifests.Run(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
+	if p.audit != nil {
+		p.background.Go(func() { p.audit.run(ctx) })
+	}
 	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
 		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 		zap.Bool("password", p.cfg.Htpasswd != ""),
@@ -318,9 +344,17 @@ func (p *program) shutdown() {
 	for _, s := range p.servers {
 		if err := s.Shutdown(ctx); err != nil {
 			p.log.Warn("answers cut short", zap.Stringer("addr", s.listener.Addr()), zap.Error(err))
-			_ = s.Close() // its listener is closed already
+			s.cut()
 		}
 	}
+}
+
+// cut closes all connections, and waits for the handlers to notice.
+func (s *server) cut() {
+	_ = s.Close() // its listener is closed already
+	ctx, cancel := context.WithTimeout(context.Background(), noticing)
+	defer cancel()
+	_ = s.answering.Acquire(ctx, math.MaxInt64) // who has not noticed by then has to be left behind
 }
 
 // close ends what open has made, in the opposite order.
@@ -343,6 +377,9 @@ func (p *program) close() error {
 	}
 	if p.dir != nil {
 		errs = append(errs, p.dir.close())
+	}
+	if p.audit != nil {
+		errs = append(errs, p.audit.close())
 	}
 	return errors.Join(errs...)
 }

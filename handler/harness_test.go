@@ -35,7 +35,7 @@ import (
 const patience = 20 * time.Second
 
 // chain is main's.
-var chain = []string{"requestid", "log", "metrics", "recover", "auth", "allow", "readonly"}
+var chain = []string{"requestid", "log", "audit", "metrics", "recover", "limit", "auth", "allow", "readonly"}
 
 // setup is how a larder differs from the usual one.
 type setup struct {

@@ -58,7 +58,7 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams})
+	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Limit: new(middleware.LimitCounts)})
 	h := handler.New(handler.Config{Upstreams: upstreams, Blobs: l.blobs, Manifests: l.manifests})
 	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe, Running: metrics.Running, Identify: h.Identify}, "metrics", "readonly")
 	if err != nil {

@@ -35,6 +35,7 @@ type Sources struct {
 	Blobs     interface{ Stats() blobcache.Stats }
 	Manifests interface{ Stats() manifestcache.Stats }
 	Upstreams interface{ Stats() upstream.Stats }
+	Limit     interface{ Stats() middleware.LimitStats }
 }
 
 // NewMetrics makes the metrics, in a registry of their own. Collect must be
@@ -156,6 +157,9 @@ var (
 	limitDesc      = prometheus.NewDesc("larder_upstream_ratelimit_limit", "Pulls that an upstream allows in its window, where it says so.", []string{"host", "url"}, nil)
 	remainingDesc  = prometheus.NewDesc("larder_upstream_ratelimit_remaining", "Pulls of them that were left when it last said so.", []string{"host", "url"}, nil)
 	sourceDesc     = prometheus.NewDesc("larder_upstream_ratelimit_source", "Always 1; whose pulls are counted, an address or a user, is a label.", []string{"host", "url", "source"}, nil)
+	runningDesc    = prometheus.NewDesc("larder_limit_running", "Requests for what is in a repository, without HEADs, that run now.", nil, nil)
+	queuedDesc     = prometheus.NewDesc("larder_limit_queued", "Requests that wait until others have run.", nil, nil)
+	refusedDesc    = prometheus.NewDesc("larder_limit_refused_total", "Requests that have not run: too many waited (full), it waited too long (late), its client left while it waited (left).", []string{"reason"}, nil)
 	failedDesc     = prometheus.NewDesc("larder_expire_errors_total", "Expired files that could not be removed; each is tried again.", []string{"kind"}, nil)
 )
 
@@ -164,7 +168,7 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		fillsDesc, entriesDesc, bytesDesc, maxDesc, reservedDesc, evictedDesc, evictedBDesc, passedDesc, storeDesc,
 		scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc,
-		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc,
+		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc, runningDesc, queuedDesc, refusedDesc,
 	} {
 		ch <- d
 	}
@@ -200,6 +204,13 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(damagedDesc, b.Damaged, "blob")
 	counter(expiredDesc, b.Expired, "blob")
 	counter(failedDesc, b.ExpireErrors, "blob")
+
+	l := c.from.Limit.Stats()
+	gauge(runningDesc, l.Running)
+	gauge(queuedDesc, l.Queued)
+	counter(refusedDesc, l.Full, "full")
+	counter(refusedDesc, l.Late, "late")
+	counter(refusedDesc, l.Left, "left")
 
 	m := c.from.Manifests.Stats()
 	gauge(entriesDesc, m.Entries, "manifest")

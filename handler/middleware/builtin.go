@@ -29,7 +29,8 @@ func newRecover(opts Options) (Middleware, error) {
 				if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 					panic(http.ErrAbortHandler)
 				}
-				opts.Logger.Error("request panicked", zap.Any("panic", p),
+				note := NoteOf(r.Context())
+				opts.Logger.Error("request panicked", zap.Any("panic", p), zap.String("id", note.ID), zap.String("user", note.User),
 					zap.String("path", r.URL.Path), zap.ByteString("stack", debug.Stack()))
 				if rec, ok := w.(*Recorder); ok && rec.status != 0 {
 					panic(http.ErrAbortHandler)

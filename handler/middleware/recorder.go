@@ -29,7 +29,8 @@ type Recorder struct {
 	http.ResponseWriter
 	method  string
 	control *http.ResponseController
-	status  int // 0: no header yet
+	onStart func() // called before the first of an answer is sent; nil: nobody cares
+	status  int    // 0: no header yet
 	bytes   int64
 	first   time.Time // when the answer began; zero: it has not
 }
@@ -55,10 +56,18 @@ func (rec *Recorder) refuseBody(r *http.Request) {
 
 // WriteHeader implements http.ResponseWriter.
 func (rec *Recorder) WriteHeader(status int) {
-	if rec.status == 0 || rec.status < 200 {
-		rec.status, rec.first = status, time.Now()
+	if rec.status < 200 {
+		rec.start(status)
 	}
 	rec.ResponseWriter.WriteHeader(status)
+}
+
+// start notes the status; one below 200 is not yet the answer's.
+func (rec *Recorder) start(status int) {
+	rec.status, rec.first = status, time.Now()
+	if rec.onStart != nil && status >= 200 {
+		rec.onStart()
+	}
 }
 
 // Write implements http.ResponseWriter.
@@ -101,8 +110,8 @@ func (rec *Recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
 // the request: net/http sees to that.
 func (rec *Recorder) begin() {
 	now := time.Now()
-	if rec.status == 0 {
-		rec.status, rec.first = http.StatusOK, now
+	if rec.status < 200 {
+		rec.start(http.StatusOK)
 	}
 	_ = rec.control.SetWriteDeadline(now.Add(stalled)) // net/http's can
 }

@@ -27,6 +27,7 @@ type InitFunc func(Options) (Middleware, error)
 // Options is what middlewares may need.
 type Options struct {
 	Logger  *zap.Logger       // nil: none
+	Audit   *zap.Logger       // where audit's records go; nil: nowhere
 	Observe func(Observation) // nil: nobody counts
 
 	// Running is told of a request that begins (1) and ends (-1). It goes with
@@ -50,6 +51,8 @@ type Options struct {
 	// MayPull reports whether a user, "" for one without a name, may have what is
 	// in a repository. It takes Identify. nil: everybody may have everything.
 	MayPull func(user, repository string) bool
+
+	Limit *LimitCounts // what limit counts; nil: nobody asks
 
 	// Variables are those that begin with VariablePrefix, for Get to make Settings
 	// of: the options of the one middleware that is made.
@@ -81,6 +84,8 @@ func Builtin() *Registry {
 		"metrics":   newMetrics,
 		"auth":      newAuth,
 		"allow":     newAllow,
+		"audit":     newAudit,
+		"limit":     newLimit,
 		"readonly":  newReadonly,
 	}}
 }
@@ -149,14 +154,15 @@ func (r *Registry) Check(variables map[string]string, names ...string) []error {
 		errs = append(errs, problems...)
 	}
 	for _, variable := range slices.Sorted(maps.Keys(variables)) {
-		name, _, _ := strings.Cut(strings.ToLower(strings.TrimPrefix(variable, VariablePrefix)), "_")
-		if variables[variable] == "" || slices.Contains(names, name) {
+		isOption := func(name string) bool { return strings.HasPrefix(variable, optionPrefix(name)) }
+		if variables[variable] == "" || slices.ContainsFunc(names, isOption) {
 			continue
 		}
-		if _, ok := r.inits[name]; ok {
-			errs = append(errs, fmt.Errorf("%s: set, but LARDER_MIDDLEWARE is without %s", variable, name))
+		all := slices.Sorted(maps.Keys(r.inits))
+		if i := slices.IndexFunc(all, isOption); i >= 0 {
+			errs = append(errs, fmt.Errorf("%s: set, but LARDER_MIDDLEWARE is without %s", variable, all[i]))
 		} else {
-			errs = append(errs, fmt.Errorf("%s: there is no such middleware; there are %s", variable, r.names()))
+			errs = append(errs, fmt.Errorf("%s: no option of a middleware; there are %s", variable, r.names()))
 		}
 	}
 	return errs

@@ -80,7 +80,7 @@ func TestUnknownMiddlewareListsTheKnown(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, name := range []string{`"gzip"`, "allow, auth, log, metrics, readonly, recover, requestid"} {
+	for _, name := range []string{`"gzip"`, "allow, audit, auth, limit, log, metrics, readonly, recover, requestid"} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("got %q, want it to have %s", err, name)
 		}

@@ -25,9 +25,12 @@ type Settings struct {
 	errs   []error
 }
 
+// optionPrefix begins the variables of one middleware.
+func optionPrefix(name string) string { return VariablePrefix + strings.ToUpper(name) + "_" }
+
 // newSettings picks those of one middleware.
 func newSettings(name string, variables map[string]string) *Settings {
-	s := &Settings{prefix: VariablePrefix + strings.ToUpper(name) + "_", values: make(map[string]string)}
+	s := &Settings{prefix: optionPrefix(name), values: make(map[string]string)}
 	for variable, value := range variables {
 		if option, ok := strings.CutPrefix(variable, s.prefix); ok && value != "" {
 			s.values[option] = value
