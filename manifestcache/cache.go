@@ -65,7 +65,8 @@ func (o Outcome) String() string {
 
 // Manifest is a manifest, an index or any other document of the manifests
 // endpoint: its media type, digest and size, and its exact bytes. The Body is
-// shared and must not be changed.
+// shared and must not be changed; it is nil if the manifest is too large to be
+// held in memory for as long as clients take to read it. See Cache.Content.
 type Manifest struct {
 	ocispec.Descriptor
 	Body    []byte
@@ -388,7 +389,9 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upst
 		Descriptor: ocispec.Descriptor{MediaType: desc.MediaType, Digest: want, Size: int64(len(body))},
 		Body:       body,
 	}
-	c.store(m)
+	if c.store(m) && m.Size > maxBody {
+		m.Body = nil
+	}
 	c.validate(repository, m)
 	return dated(m, Miss, time.Now()), nil
 }

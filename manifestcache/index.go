@@ -3,10 +3,12 @@ package manifestcache
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"maps"
 	"path"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 )
 
@@ -52,8 +54,35 @@ type entry struct {
 	size    int64
 	used    time.Time
 	touched time.Time       // the file's mtime
+	kind    kind            // as which it names what follows
 	blobs   []digest.Digest // that the manifest names
 	lists   []digest.Digest // the manifests that it names, if it is an index
+}
+
+// kind is how a manifest is read, which depends on its media type.
+type kind uint8
+
+const (
+	unread kind = iota
+	image
+	list
+	artifact
+	schema1
+)
+
+func kindOf(mediaType string) kind {
+	switch mediaType {
+	case ocispec.MediaTypeImageManifest, "application/vnd.docker.distribution.manifest.v2+json":
+		return image
+	case ocispec.MediaTypeImageIndex, "application/vnd.docker.distribution.manifest.list.v2+json":
+		return list
+	case "application/vnd.oci.artifact.manifest.v1+json":
+		return artifact
+	case "application/vnd.docker.distribution.manifest.v1+json", "application/vnd.docker.distribution.manifest.v1+prettyjws":
+		return schema1
+	default:
+		return unread
+	}
 }
 
 // validation is upstream's word that a repository has a manifest.
@@ -93,7 +122,7 @@ func (c *Cache) Refers(repository string, d digest.Digest) Right {
 		if best == Granted {
 			break
 		}
-		if v := c.rights[right{r.repository, manifest}]; v != nil {
+		if v := c.rights[right{r.repository, manifest}]; v != nil && (v.mediaType == "" || kindOf(v.mediaType) == c.manifests[manifest].kind) {
 			best = max(best, c.judge(v.at))
 		}
 	}
@@ -126,6 +155,9 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	defer c.mu.Unlock()
 	r := newRight(repository, d)
 	delete(c.proven, r)
+	if len(c.refused) >= maxProven { // whoever asks for what nobody has must not make room for what was revoked
+		maps.DeleteFunc(c.refused, func(r right, _ bool) bool { return len(c.namedBy[r.digest]) == 0 })
+	}
 	if len(c.refused) < maxProven {
 		c.refused[r] = true
 	}
@@ -231,7 +263,7 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 	e := c.manifests[m.Digest]
 	if e == nil {
 		c.mu.Unlock()
-		named := namesOf(m.Body)
+		named := namesOf(m)
 		c.mu.Lock()
 		e = c.add(m, mtime, named)
 		c.schedule(name, now)
@@ -295,7 +327,7 @@ func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
 	if e := c.manifests[m.Digest]; e != nil {
 		return e
 	}
-	e := &entry{size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
+	e := &entry{kind: kindOf(m.MediaType), size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
 	c.manifests[m.Digest] = e
 	for _, b := range e.blobs {
 		c.namedBy[b] = append(c.namedBy[b], m.Digest)
@@ -329,36 +361,54 @@ func (c *Cache) forget(d digest.Digest) {
 // names is what a manifest names.
 type names struct{ blobs, manifests []digest.Digest }
 
-// namesOf lists what a manifest of any kind names, each once.
-func namesOf(body []byte) names {
-	type named struct {
-		Digest digest.Digest `json:"digest"`
-	}
+// named is a descriptor, of which only the name counts.
+type named struct {
+	Digest digest.Digest `json:"digest"`
+	URLs   []string      `json:"urls"`
+}
+
+// namesOf lists what a manifest names, each once. That is a right to the blobs,
+// and counts only in those places where a registry makes sure that they are in
+// the repository, which depends on the media type and excludes what is kept
+// elsewhere.
+func namesOf(m *Manifest) names {
 	var doc struct {
 		Config    named   `json:"config"`
 		Layers    []named `json:"layers"`
-		Blobs     []named `json:"blobs"` // artifact manifests
+		Blobs     []named `json:"blobs"`
 		Manifests []named `json:"manifests"`
 		FSLayers  []struct {
 			BlobSum digest.Digest `json:"blobSum"`
-		} `json:"fsLayers"` // Docker's schema 1
+		} `json:"fsLayers"`
 	}
-	if json.Unmarshal(body, &doc) != nil {
+	if m.Size > maxBody || json.Unmarshal(m.Body, &doc) != nil {
 		return names{}
 	}
-	blobs := append(append(doc.Layers, doc.Blobs...), doc.Config)
-	for _, l := range doc.FSLayers {
-		blobs = append(blobs, named{l.BlobSum})
-	}
-	once := func(all []named) (list []digest.Digest) {
-		seen := make(map[digest.Digest]bool, len(all))
-		for _, n := range all {
-			if n.Digest.Validate() == nil && !seen[n.Digest] {
-				seen[n.Digest] = true
-				list = append(list, n.Digest)
-			}
+	switch kindOf(m.MediaType) {
+	case image:
+		return names{blobs: once(append(doc.Layers, doc.Config))}
+	case list:
+		return names{manifests: once(doc.Manifests)}
+	case artifact:
+		return names{blobs: once(doc.Blobs)}
+	case schema1:
+		var blobs []named
+		for _, l := range doc.FSLayers {
+			blobs = append(blobs, named{Digest: l.BlobSum})
 		}
-		return list
+		return names{blobs: once(blobs)}
+	default:
+		return names{}
 	}
-	return names{once(blobs), once(doc.Manifests)}
+}
+
+func once(all []named) (list []digest.Digest) {
+	seen := make(map[digest.Digest]bool)
+	for _, n := range all {
+		if n.Digest.Validate() == nil && len(n.URLs) == 0 && !seen[n.Digest] {
+			seen[n.Digest] = true
+			list = append(list, n.Digest)
+		}
+	}
+	return list
 }
