@@ -168,7 +168,7 @@ func (c *Cache) Close() error {
 // TagTTL; many who ask at the same time are one question.
 func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
 	if c.cfg.TagTTL > 0 {
-		if link := c.readTag(repository, tag); link != nil && time.Since(link.validated) < c.cfg.TagTTL {
+		if link := c.readTag(repository, tag); link != nil && within(c.cfg.TagTTL, link.validated) {
 			right, ok := c.validated(repository, link.Descriptor.Digest)
 			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
 				return c.answer(m, Hit, link.validated), nil

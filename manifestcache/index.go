@@ -137,7 +137,14 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 
 // fresh reports whether what was validated then need not be asked for yet.
 func (c *Cache) fresh(validated time.Time) bool {
-	return c.cfg.TTL == 0 || time.Since(validated) < c.cfg.TTL
+	return c.cfg.TTL == 0 || within(c.cfg.TTL, validated)
+}
+
+// within reports whether what was validated then is not older than d, and not of
+// the future either: a clock that has gone back must not make it last.
+func within(d time.Duration, validated time.Time) bool {
+	age := time.Since(validated)
+	return 0 <= age && age < d
 }
 
 // validated is what upstream last said of the manifest d in the repository, if
