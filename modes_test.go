@@ -13,7 +13,7 @@ import (
 // blob is on its way and when all is there.
 func TestNobodyElseReadsTheCache(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, []string{"LARDER_TAG_TTL=1h", "LARDER_QUOTA=docker.io=1GiB"}, usual, large)
+	w := newWorld(t, []string{"LARDER_TAG_TTL=1h"}, usual, large)
 	w.ask(appTag, "")
 	gate := make(chan struct{})
 	over := w.hub.Fault(upstreamtest.Match{Path: w.blob()}, upstreamtest.GateAfter(usual/2, gate))
