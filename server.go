@@ -271,6 +271,7 @@ func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Conf
 	s.IdleTimeout = 2 * time.Minute
 	s.MaxHeaderBytes = 64 << 10
 	s.TLSConfig = secure
+	s.DisableGeneralOptionsHandler = true // it answers before anybody is asked for a password
 	// Clients that try TLS on a plain port are no news.
 	s.ErrorLog, err = zap.NewStdLogAt(p.log.Named("net"), zapcore.DebugLevel)
 	if err != nil {

@@ -233,7 +233,7 @@ func BenchmarkHerd(b *testing.B) {
 
 // memory is one of the figures in the process's status, in MiB. None of them
 // counts the page cache.
-func (l *larder) memory(b *testing.B, name string) float64 {
+func (l *larder) memory(b testing.TB, name string) float64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.pid))
 	if errors.Is(err, os.ErrNotExist) {
 		b.Skip("no /proc here")
@@ -247,7 +247,7 @@ func (l *larder) memory(b *testing.B, name string) float64 {
 }
 
 // resetPeak lets VmHWM begin anew.
-func (l *larder) resetPeak(b *testing.B) {
+func (l *larder) resetPeak(b testing.TB) {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", l.pid), []byte("5"), 0); err != nil {
 		b.Fatal(err)
 	}

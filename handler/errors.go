@@ -62,6 +62,9 @@ func fromUpstream(note *middleware.Note, u *upstream.Error) *errcode.Error {
 		e.Status, e.Code, e.Message = http.StatusTooManyRequests, errcode.TooManyRequests, note.Upstream+" limits how often larder may ask"
 	case u.Status == http.StatusLoopDetected:
 		e.Status, e.Message = http.StatusLoopDetected, note.Upstream+" leads back to larder; see LARDER_UPSTREAMS"
+	case errors.Is(u.Err, upstream.ErrBusy):
+		e.Status, e.Message = http.StatusServiceUnavailable, "larder passes on as many large documents as it has room for"
+		e.Header = http.Header{"Retry-After": {"5"}}
 	case u.Timeout():
 		e.Status, e.Message = http.StatusGatewayTimeout, note.Upstream+" does not answer in time"
 	case u.Status != 0:

@@ -1,7 +1,6 @@
 package handler
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -27,6 +26,11 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *up
 	}
 	h.blobs.Renew(h.manifests.Blobs(m.Digest)) // an image lives and goes as a whole
 	middleware.NoteOf(r.Context()).Outcome = m.Outcome.String()
+	content, err := h.manifests.Content(m)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
 	header := w.Header()
 	header.Set("Content-Type", m.MediaType)
 	header.Set("Docker-Content-Digest", m.Digest.String())
@@ -38,7 +42,7 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *up
 		header.Set("Warning", fmt.Sprintf(`299 - "%s can't be asked; larder answers with what it last said, %s ago"`,
 			repo.Host(), m.Age.Round(time.Second)))
 	}
-	return serveContent(w, r, bytes.NewReader(m.Body), m.Size)
+	return serveContent(w, r, content, m.Size)
 }
 
 // manifestStatus is the outcome for the Cache-Status header, RFC 9211.

@@ -66,7 +66,8 @@ func (o Outcome) String() string {
 
 // Manifest is a manifest, an index or any other document of the manifests
 // endpoint: its media type, digest and size, and its exact bytes. The Body is
-// shared and must not be changed.
+// shared and must not be changed; it is nil if the manifest is too large to be
+// held in memory for as long as clients take to read it. See Cache.Content.
 type Manifest struct {
 	ocispec.Descriptor
 	Body    []byte
@@ -173,7 +174,7 @@ func (c *Cache) Close() error {
 // TagTTL; many who ask at the same time are one question.
 func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
 	if c.cfg.TagTTL > 0 {
-		if link := c.readTag(repository, tag); link != nil && time.Since(link.validated) < c.cfg.TagTTL {
+		if link := c.readTag(repository, tag); link != nil && within(c.cfg.TagTTL, link.validated) {
 			right, ok := c.validated(repository, link.Descriptor.Digest)
 			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
 				return c.answer(m, Hit, link.validated), nil
@@ -396,7 +397,9 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upst
 		Descriptor: ocispec.Descriptor{MediaType: desc.MediaType, Digest: want, Size: int64(len(body))},
 		Body:       body,
 	}
-	c.store(m)
+	if c.store(m) && m.Size > maxBody {
+		m.Body = nil
+	}
 	c.validate(repository, m)
 	return dated(m, Miss, time.Now()), nil
 }

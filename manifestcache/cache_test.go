@@ -284,7 +284,7 @@ func TestEveryByteAndTheMediaTypeAreKept(t *testing.T) {
 	}
 	bodies := []string{
 		"", "\n", "\n\n{}\n\n", "{}\r\n", "not JSON", "\x00\xff\xfe", `{"a": "\u003c"}`, " { \"b\":1,\t\"a\":2 } ",
-		strings.Repeat("x\n", 1<<20),
+		strings.Repeat("x\n", 128<<10), strings.Repeat("x\n", 1<<20),
 	}
 	dir := t.TempDir()
 	c := openCache(t, dir, config())

@@ -162,7 +162,7 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 		if !ok {
 			return false
 		}
-		c.foundManifest(d, name)
+		c.foundManifest(d)
 	}
 	c.schedule(name, fi.ModTime())
 	return true
@@ -170,16 +170,12 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 
 // foundManifest makes the manifest d known. A damaged one is left for its next
 // reader, or its end of life.
-func (c *Cache) foundManifest(d digest.Digest, name string) {
-	data, mtime, err := c.readFile(name)
+func (c *Cache) foundManifest(d digest.Digest) {
+	m, mtime, err := c.readManifest(d)
 	if err != nil {
 		return
 	}
-	m, err := decodeManifest(d, data)
-	if err != nil {
-		return
-	}
-	named := namesOf(m.Body)
+	named := namesOf(m)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.add(m, mtime, named)

@@ -1,13 +1,17 @@
 package manifestcache
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
+	"os"
 	"path"
 	"syscall"
 	"time"
@@ -32,9 +36,19 @@ const (
 	repositoryDir = "repositories"
 )
 
-// maxManifest bounds what is read of a file that claims to be a manifest; it is
-// above what upstreams may send.
-const maxManifest = 9 << 20
+const (
+	// maxManifest bounds what is read of a file that claims to be a manifest; it
+	// is above what upstreams may send.
+	maxManifest = 9 << 20
+
+	// maxBody is what is held in memory of a manifest: hundreds of clients may be
+	// slow to read it. Larger ones are hardly ever seen. They are sent from their
+	// files, and nobody looks for what they name.
+	maxBody = 256 << 10
+
+	// maxSmall is the file of such a manifest, with its header.
+	maxSmall = maxBody + 4<<10
+)
 
 var errDamaged = errors.New("not what was stored")
 
@@ -87,14 +101,65 @@ func encodeManifest(m *Manifest) []byte {
 // bytes it returns are those of d.
 func decodeManifest(d digest.Digest, data []byte) (*Manifest, error) {
 	line, body, ok := bytes.Cut(data, []byte("\n"))
+	m, err := decodeHeader(d, line)
+	if err != nil || !ok || m.Size != int64(len(body)) || d.Algorithm().FromBytes(body) != d {
+		return nil, errDamaged
+	}
+	m.Body = body
+	return m, nil
+}
+
+func decodeHeader(d digest.Digest, line []byte) (*Manifest, error) {
 	var head header
-	if err := json.Unmarshal(line, &head); err != nil || !ok || head.Size != int64(len(body)) || head.MediaType == "" {
+	if err := json.Unmarshal(line, &head); err != nil || head.MediaType == "" || head.Sum != crc32.ChecksumIEEE([]byte(head.MediaType)) {
 		return nil, errDamaged
 	}
-	if d.Algorithm().FromBytes(body) != d || head.Sum != crc32.ChecksumIEEE([]byte(head.MediaType)) {
+	return &Manifest{Descriptor: ocispec.Descriptor{MediaType: head.MediaType, Digest: d, Size: head.Size}}, nil
+}
+
+// checkManifest is decodeManifest for one that stays in its file.
+func checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
+	file := bufio.NewReader(r)
+	line, err := file.ReadSlice('\n') // without an end: too long for a header
+	if err != nil {
 		return nil, errDamaged
 	}
-	return &Manifest{Descriptor: ocispec.Descriptor{MediaType: head.MediaType, Digest: d, Size: head.Size}, Body: body}, nil
+	m, err := decodeHeader(d, line)
+	if err != nil {
+		return nil, err
+	}
+	verifier := d.Verifier()
+	n, err := io.Copy(verifier, file)
+	if err == nil && (n != m.Size || !verifier.Verified()) {
+		err = errDamaged
+	}
+	return m, err
+}
+
+// Content is the bytes of m, to be closed by the caller.
+func (c *Cache) Content(m *Manifest) (io.ReadSeekCloser, error) {
+	if int64(len(m.Body)) == m.Size {
+		r := new(inMemory)
+		r.Reset(m.Body)
+		return r, nil
+	}
+	f, fi, err := c.openFile(manifestName(m.Digest))
+	if err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", m.Digest, err)
+	}
+	return &inFile{io.NewSectionReader(f, fi.Size()-m.Size, m.Size), f}, nil
+}
+
+// inMemory is the content of a manifest that is not large.
+type inMemory struct{ bytes.Reader }
+
+// Close implements io.Closer.
+func (*inMemory) Close() error { return nil }
+
+// inFile is that of one that is.
+type inFile struct {
+	io.ReadSeeker
+	io.Closer
 }
 
 // decodeTag reads the content of a tag's file.
@@ -109,13 +174,52 @@ func decodeTag(data []byte) (*link, error) {
 	return &l, nil
 }
 
-// readFile reads a regular file of at most maxManifest bytes.
+// openFile opens a regular file of at most maxManifest bytes.
+func (c *Cache) openFile(name string) (*os.File, fs.FileInfo, error) {
+	f, fi, err := durable.Open(c.root, name)
+	if err == nil && fi.Size() > maxManifest {
+		f.Close()
+		err = fmt.Errorf("%s: %w", name, errDamaged)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, fi, nil
+}
+
+// readFile reads a regular file that should be a small one.
 func (c *Cache) readFile(name string) ([]byte, time.Time, error) {
-	data, fi, err := durable.ReadFile(c.root, name, maxManifest)
+	data, fi, err := durable.ReadFile(c.root, name, maxSmall)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
 	return data, fi.ModTime(), nil
+}
+
+func readAll(f *os.File, fi fs.FileInfo) ([]byte, error) {
+	data := make([]byte, fi.Size())
+	if n, err := f.ReadAt(data, 0); n < len(data) {
+		return nil, err
+	}
+	return data, nil
+}
+
+// readManifest reads and checks the manifest d.
+func (c *Cache) readManifest(d digest.Digest) (m *Manifest, mtime time.Time, err error) {
+	f, fi, err := c.openFile(manifestName(d))
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	defer f.Close()
+	if fi.Size() > maxSmall {
+		m, err = checkManifest(d, f)
+		return m, fi.ModTime(), err
+	}
+	data, err := readAll(f, fi)
+	if err == nil {
+		m, err = decodeManifest(d, data)
+	}
+	return m, fi.ModTime(), err
 }
 
 // saysNothing reports whether err is about this process, and no reason to think
@@ -127,8 +231,7 @@ func saysNothing(err error) bool {
 // load reads the manifest d from disk and notes the use. It returns nil if the
 // manifest has to be fetched; a damaged file is removed.
 func (c *Cache) load(d digest.Digest) *Manifest {
-	name := manifestName(d)
-	data, mtime, err := c.readFile(name)
+	m, mtime, err := c.readManifest(d)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.forget(d)
 		return nil
@@ -137,14 +240,10 @@ func (c *Cache) load(d digest.Digest) *Manifest {
 		c.log.Error("manifest can't be read now", zap.Stringer("digest", d), zap.Error(err))
 		return nil
 	}
-	var m *Manifest
-	if err == nil {
-		m, err = decodeManifest(d, data)
-	}
 	if err != nil {
 		c.count.damaged.Add(1)
 		c.log.Error("manifest file is damaged; fetching the manifest again", zap.Stringer("digest", d), zap.Error(err))
-		if err := c.root.RemoveAll(name); err != nil {
+		if err := c.root.RemoveAll(manifestName(d)); err != nil {
 			c.log.Error("damaged manifest file not removed", zap.Stringer("digest", d), zap.Error(err))
 		}
 		c.forget(d)
@@ -156,12 +255,13 @@ func (c *Cache) load(d digest.Digest) *Manifest {
 
 // store writes m to disk. A disk that can't be written costs the next caller a
 // question to upstream; this one has its manifest.
-func (c *Cache) store(m *Manifest) {
+func (c *Cache) store(m *Manifest) (stored bool) {
 	if err := c.write(manifestName(m.Digest), encodeManifest(m)); err != nil {
 		c.complain("manifest not stored", err, zap.Stringer("digest", m.Digest))
-		return
+		return false
 	}
 	c.use(m, time.Now())
+	return true
 }
 
 func (c *Cache) write(name string, data []byte) error {

@@ -3,6 +3,7 @@ package manifestcache_test
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,6 +86,31 @@ func TestDamagedManifestIsFetchedAnew(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// A large manifest is checked in its file.
+func TestDamagedLargeManifestIsFetchedAnew(t *testing.T) {
+	all := maps.Clone(damages)
+	all["its last byte"] = func(path string) error {
+		data, err := os.ReadFile(path)
+		data[len(data)-1] ^= 1
+		return errors.Join(err, os.WriteFile(path, data, 0o600))
+	}
+	for name, damage := range all {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			c := openCache(t, dir, config())
+			up := newRepository("docker.io/library/alpine")
+			doc := up.push(newDocument(`{"x":"` + strings.Repeat("x", 300<<10) + `"}`))
+			wantDigest(t, c, up, doc, manifestcache.Miss)
+			wantDigest(t, c, up, doc, manifestcache.Hit)
+			if err := damage(manifestPath(dir, doc.digest)); err != nil {
+				t.Fatal(err)
+			}
+			wantDigest(t, c, up, doc, manifestcache.Miss)
+			wantDigest(t, c, up, doc, manifestcache.Hit)
+		})
 	}
 }
 

@@ -83,36 +83,58 @@ func FuzzBlobsOf(f *testing.F) {
 	f.Add([]byte(`{"layers":{}}`))
 	f.Add(bytes.Repeat([]byte("["), 20_000))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		list := namesOf(data).blobs
-		for i, d := range list {
-			if err := d.Validate(); err != nil {
-				t.Errorf("%q: %v", d, err)
-			}
-			if slices.Contains(list[:i], d) {
-				t.Errorf("%s is there twice", d)
+		for _, mediaType := range kinds {
+			list := blobsOf(mediaType, string(data))
+			for i, d := range list {
+				if err := d.Validate(); err != nil {
+					t.Errorf("%q: %v", d, err)
+				}
+				if slices.Contains(list[:i], d) {
+					t.Errorf("%s is there twice", d)
+				}
 			}
 		}
 	})
 }
 
+// The media types that decide what a manifest names.
+const (
+	imageType    = ocispec.MediaTypeImageManifest
+	indexType    = ocispec.MediaTypeImageIndex
+	artifactType = "application/vnd.oci.artifact.manifest.v1+json"
+	schema1Type  = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+)
+
+var kinds = []string{imageType, indexType, artifactType, schema1Type, "text/plain"}
+
+func blobsOf(mediaType, body string) []digest.Digest {
+	return namesOf(&Manifest{Descriptor: ocispec.Descriptor{MediaType: mediaType, Size: int64(len(body))}, Body: []byte(body)}).blobs
+}
+
 func TestBlobsOfEveryKindOfManifest(t *testing.T) {
 	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.SHA512.FromString("c")
+	everywhere := fmt.Sprintf(`{"config":{"digest":%q},"layers":[{"digest":%[1]q}],"blobs":[{"digest":%q}],"fsLayers":[{"blobSum":%q}],"manifests":[]}`, a, b, c)
 	tests := map[string]struct {
-		body string
-		want []digest.Digest
+		mediaType, body string
+		want            []digest.Digest
 	}{
-		"image":    {fmt.Sprintf(`{"config":{"digest":%q},"layers":[{"digest":%q},{"digest":%q},{"digest":%[2]q}]}`, a, b, c), []digest.Digest{b, c, a}},
-		"artifact": {fmt.Sprintf(`{"blobs":[{"digest":%q},{"digest":%q}],"subject":{"digest":%q}}`, a, b, c), []digest.Digest{a, b}},
-		"schema 1": {fmt.Sprintf(`{"fsLayers":[{"blobSum":%q},{"blobSum":%[1]q},{"blobSum":%q}]}`, a, b), []digest.Digest{a, b}},
-		"index":    {fmt.Sprintf(`{"manifests":[{"digest":%q}]}`, a), nil},
-		"bad ones": {fmt.Sprintf(`{"layers":[{"digest":"latest"},{"digest":%q}]}`, a), []digest.Digest{a}},
-		"not JSON": {"x", nil},
-		"nothing":  {"", nil},
+		"image":          {imageType, fmt.Sprintf(`{"config":{"digest":%q},"layers":[{"digest":%q},{"digest":%q},{"digest":%[2]q}]}`, a, b, c), []digest.Digest{b, c, a}},
+		"artifact":       {artifactType, fmt.Sprintf(`{"blobs":[{"digest":%q},{"digest":%q}],"subject":{"digest":%q}}`, a, b, c), []digest.Digest{a, b}},
+		"schema 1":       {schema1Type, fmt.Sprintf(`{"fsLayers":[{"blobSum":%q},{"blobSum":%[1]q},{"blobSum":%q}]}`, a, b), []digest.Digest{a, b}},
+		"index":          {indexType, fmt.Sprintf(`{"manifests":[{"digest":%q}]}`, a), nil},
+		"bad ones":       {imageType, fmt.Sprintf(`{"layers":[{"digest":"latest"},{"digest":%q}]}`, a), []digest.Digest{a}},
+		"not JSON":       {imageType, "x", nil},
+		"nothing":        {imageType, "", nil},
+		"kept elsewhere": {imageType, fmt.Sprintf(`{"layers":[{"digest":%q,"urls":["https://example.com/"]},{"digest":%q}]}`, a, b), []digest.Digest{b}},
+		"image as well":  {imageType, everywhere, []digest.Digest{a}},
+		"index as well":  {indexType, everywhere, nil},
+		"another type":   {"application/x", everywhere, nil},
+		"too large":      {imageType, fmt.Sprintf(`{"layers":[{"digest":%q}],"x":"%*d"}`, a, maxBody, 1), nil},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := namesOf([]byte(test.body)).blobs; !slices.Equal(got, test.want) {
-				t.Errorf("blobs of %s: %v, want %v", test.body, got, test.want)
+			if got := blobsOf(test.mediaType, test.body); !slices.Equal(got, test.want) {
+				t.Errorf("blobs of %.200s: %v, want %v", test.body, got, test.want)
 			}
 		})
 	}

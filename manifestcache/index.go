@@ -2,7 +2,7 @@ package manifestcache
 
 import (
 	"crypto/sha256"
-	"encoding/json"
+	"maps"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -53,6 +53,7 @@ type entry struct {
 	size    int64
 	used    time.Time
 	touched time.Time       // the file's mtime
+	kind    kind            // as which it names what follows
 	blobs   []digest.Digest // that the manifest names
 	lists   []digest.Digest // the manifests that it names, if it is an index
 }
@@ -94,7 +95,7 @@ func (c *Cache) Refers(repository string, d digest.Digest) Right {
 		if best == Granted {
 			break
 		}
-		if v := c.rights[right{r.repository, manifest}]; v != nil {
+		if v := c.rights[right{r.repository, manifest}]; v != nil && (v.mediaType == "" || kindOf(v.mediaType) == c.manifests[manifest].kind) {
 			best = max(best, c.judge(v.at))
 		}
 	}
@@ -127,6 +128,9 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	defer c.mu.Unlock()
 	r := newRight(repository, d)
 	delete(c.proven, r)
+	if len(c.refused) >= maxProven { // whoever asks for what nobody has must not make room for what was revoked
+		maps.DeleteFunc(c.refused, func(r right, _ bool) bool { return len(c.namedBy[r.digest]) == 0 })
+	}
 	if len(c.refused) < maxProven {
 		c.refused[r] = true
 	}
@@ -134,7 +138,14 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 
 // fresh reports whether what was validated then need not be asked for yet.
 func (c *Cache) fresh(validated time.Time) bool {
-	return c.cfg.TTL == 0 || time.Since(validated) < c.cfg.TTL
+	return c.cfg.TTL == 0 || within(c.cfg.TTL, validated)
+}
+
+// within reports whether what was validated then is not older than d, and not of
+// the future either: a clock that has gone back must not make it last.
+func within(d time.Duration, validated time.Time) bool {
+	age := time.Since(validated)
+	return 0 <= age && age < d
 }
 
 // validated is what upstream last said of the manifest d in the repository, if
@@ -229,7 +240,7 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 	e := c.manifests[m.Digest]
 	if e == nil {
 		c.mu.Unlock()
-		named := namesOf(m.Body)
+		named := namesOf(m)
 		c.mu.Lock()
 		e = c.add(m, mtime, named)
 		c.schedule(name, now)
@@ -293,7 +304,7 @@ func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
 	if e := c.manifests[m.Digest]; e != nil {
 		return e
 	}
-	e := &entry{size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
+	e := &entry{kind: kindOf(m.MediaType), size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
 	c.manifests[m.Digest] = e
 	for _, b := range e.blobs {
 		c.namedBy[b] = append(c.namedBy[b], m.Digest)
@@ -322,41 +333,4 @@ func (c *Cache) forget(d digest.Digest) {
 			delete(c.namedBy, b)
 		}
 	}
-}
-
-// names is what a manifest names.
-type names struct{ blobs, manifests []digest.Digest }
-
-// namesOf lists what a manifest of any kind names, each once.
-func namesOf(body []byte) names {
-	type named struct {
-		Digest digest.Digest `json:"digest"`
-	}
-	var doc struct {
-		Config    named   `json:"config"`
-		Layers    []named `json:"layers"`
-		Blobs     []named `json:"blobs"` // artifact manifests
-		Manifests []named `json:"manifests"`
-		FSLayers  []struct {
-			BlobSum digest.Digest `json:"blobSum"`
-		} `json:"fsLayers"` // Docker's schema 1
-	}
-	if json.Unmarshal(body, &doc) != nil {
-		return names{}
-	}
-	blobs := append(append(doc.Layers, doc.Blobs...), doc.Config)
-	for _, l := range doc.FSLayers {
-		blobs = append(blobs, named{l.BlobSum})
-	}
-	once := func(all []named) (list []digest.Digest) {
-		seen := make(map[digest.Digest]bool, len(all))
-		for _, n := range all {
-			if n.Digest.Validate() == nil && !seen[n.Digest] {
-				seen[n.Digest] = true
-				list = append(list, n.Digest)
-			}
-		}
-		return list
-	}
-	return names{once(blobs), once(doc.Manifests)}
 }

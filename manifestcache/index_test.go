@@ -2,6 +2,7 @@ package manifestcache_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -171,6 +172,20 @@ func TestRefusedIsNotServedBecauseAnotherRepositoryBroughtItBack(t *testing.T) {
 	wantDigestError(t, c, up, doc.digest, errGone)
 	wantDigest(t, c, other, doc, manifestcache.Miss)
 	wantDigestError(t, c, up, doc.digest, errGone)
+}
+
+func TestRefusedBlobStaysRefusedWhateverElseIsAskedFor(t *testing.T) {
+	c := openCache(t, t.TempDir(), config())
+	up := newRepository("docker.io/library/alpine")
+	blob := digest.FromString("layer")
+	doc := up.push(newImage(blob))
+	wantDigest(t, c, up, doc, manifestcache.Miss)
+	for i := range 100_000 { // as many as are remembered
+		c.Forget(up.name, digest.FromString(fmt.Sprint(i)))
+	}
+	wantRefers(t, c, up, blob, manifestcache.Granted)
+	c.Forget(up.name, blob)
+	wantRefers(t, c, up, blob, manifestcache.Unknown)
 }
 
 func TestRefersFollowsTheManifestsThereAre(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -258,6 +259,36 @@ func TestWrongPasswordsWaitInAShortQueueAndHoldUpNobody(t *testing.T) {
 				t.Error("a first sign-in after those that left is refused")
 			}
 		})
+		close(release)
+		wg.Wait()
+	})
+}
+
+// A crowd that guesses is let have half of the processors, and a short queue.
+func TestQueueIsAsLongAsOpenSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _, _ := opened(t, entry(t, "alice", "wonderland"))
+		release := make(chan struct{})
+		var running, refused atomic.Int64
+		f.match = func(htpasswd.EncodedPasswd, string) bool {
+			running.Add(1)
+			<-release
+			return false
+		}
+		const guesses = 200
+		var wg sync.WaitGroup
+		for i := range guesses {
+			wg.Go(func() {
+				if _, err := f.Verify(t.Context(), "mallory", fmt.Sprint(i)); errors.Is(err, ErrBusy) {
+					refused.Add(1)
+				}
+			})
+		}
+		synctest.Wait()
+		half := int64(runtime.GOMAXPROCS(0)+1) / 2
+		if got, n := running.Load(), refused.Load(); got != half || n != guesses-half-maxWaiting {
+			t.Errorf("%d at once and %d refused, want %d and %d", got, n, half, guesses-half-maxWaiting)
+		}
 		close(release)
 		wg.Wait()
 	})

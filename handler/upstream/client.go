@@ -80,6 +80,7 @@ type Client struct {
 	count   counters
 	places  map[string][]*place            // by host, in the order of the list
 	bodies  map[string]*semaphore.Weighted // by host; fair: who asks first is first
+	room    *semaphore.Weighted            // bytes of large documents
 
 	mu       sync.Mutex // guards the fields below, and the sessions' used
 	sessions map[string]*session
@@ -125,6 +126,7 @@ func New(cfg Config) (*Client, error) {
 	c := &Client{
 		cfg: cfg, log: log, hop: newHop(), sessions: make(map[string]*session),
 		places: make(map[string][]*place), bodies: make(map[string]*semaphore.Weighted),
+		room: semaphore.NewWeighted(allRoom),
 	}
 	for _, r := range cfg.Registries {
 		c.places[r.Host] = newPlaces(r, log)

@@ -11,6 +11,9 @@ import (
 // page, say, or a document that is two things at once.
 var errDocument = errors.New("answer is not a manifest")
 
+// maxMediaType is what RFC 6838 allows.
+const maxMediaType = 255
+
 // documentType is the media type of a manifest: what upstream says it is, or what
 // the document says of itself if upstream says nothing. What a client does with
 // a manifest depends on the type, which no digest covers: a document that
@@ -31,6 +34,8 @@ func documentType(contentType string, body []byte) (string, error) {
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("%w: not a JSON object", errDocument)
+	case len(mediaType) > maxMediaType:
+		return "", fmt.Errorf("%w: its media type is too long", errDocument)
 	case strings.HasPrefix(mediaType, "text/"):
 		return "", fmt.Errorf("%w: it is text", errDocument)
 	case doc.MediaType != "" && doc.MediaType != mediaType:

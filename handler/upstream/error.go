@@ -22,6 +22,7 @@ var (
 	errForeign  = errors.New("credentials are not for that host")
 	errScheme   = errors.New("upstream is configured with another scheme")
 	errRedirect = errors.New("redirect refused")
+	errMismatch = errors.New("answer has another digest")
 
 	// codePattern is the form of the specification's error codes; upstream's own
 	// words do not get into an Error.
@@ -99,7 +100,7 @@ func (e *Error) denied() bool {
 func (e *Error) passing() bool {
 	switch e.Status {
 	case 0:
-		return !e.Timeout() && !errors.Is(e.Err, errForeign) && !errors.Is(e.Err, errTooLarge) && !errors.Is(e.Err, errEncoding) && !errors.Is(e.Err, errRedirect) && !errors.Is(e.Err, ErrClosed) && !errors.Is(e.Err, errUnasked) && !errors.Is(e.Err, ErrNoRange) && !errors.Is(e.Err, errDocument)
+		return !e.Timeout() && !errors.Is(e.Err, errForeign) && !errors.Is(e.Err, errTooLarge) && !errors.Is(e.Err, errEncoding) && !errors.Is(e.Err, errRedirect) && !errors.Is(e.Err, ErrClosed) && !errors.Is(e.Err, ErrBusy) && !errors.Is(e.Err, errUnasked) && !errors.Is(e.Err, ErrNoRange) && !errors.Is(e.Err, errDocument)
 	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable:
 		return e.Header.Get("Retry-After") == ""
 	}

@@ -205,7 +205,11 @@ func (t *wire) roundTrip(in *http.Request, hops []string) (_ *http.Response, sil
 			res.Body.Close()
 			return nil, false, errTooLarge
 		}
-		res.Body = &limitedBody{ReadCloser: res.Body, left: limit}
+		body := &limitedBody{ReadCloser: res.Body, left: limit, small: limit}
+		if room, ok := in.Context().Value(roomKey{}).(*room); ok {
+			body.small, body.grow = smallDocument, func() error { return room.take(in.Context(), limit) }
+		}
+		res.Body = body
 	}
 	return res, false, nil
 }
@@ -287,10 +291,12 @@ type readCloser struct {
 	io.Closer
 }
 
-// limitedBody fails, rather than ends, behind its limit.
+// limitedBody fails, rather than ends, behind its limit. One that is not small
+// has to be let grow.
 type limitedBody struct {
 	io.ReadCloser
-	left int64
+	left, small int64
+	grow        func() error
 }
 
 // Read implements io.Reader.
@@ -301,6 +307,11 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
 	if b.left -= int64(n); b.left < 0 {
 		return n - 1, errTooLarge
+	}
+	if b.small -= int64(n); b.small < 0 {
+		if err := b.grow(); err != nil {
+			return 0, err
+		}
 	}
 	return n, err
 }
