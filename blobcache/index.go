@@ -128,9 +128,18 @@ func (c *Cache) Renew(blobs []digest.Digest) {
 	}
 	c.mu.Unlock()
 	for d, e := range due {
-		if fi, err := c.root.Stat(blobName(d)); err == nil {
-			c.touch(d, e, fi, now)
-		}
+		c.touchUnopened(d, e, now)
+	}
+}
+
+// touchUnopened is touch for a blob whose file nobody has looked at.
+func (c *Cache) touchUnopened(d digest.Digest, e *entry, now time.Time) {
+	fi, err := c.root.Stat(blobName(d))
+	switch {
+	case err == nil:
+		c.touch(d, e, fi, now)
+	case errors.Is(err, fs.ErrNotExist):
+		c.forget(d, e)
 	}
 }
 
@@ -154,6 +163,7 @@ func (c *Cache) drop(d digest.Digest) {
 		return
 	}
 	delete(c.entries, d)
+	c.cfg.Memory.Delete(inMemory(d))
 	c.due.Delete(d)
 	c.counted(e).count(-1, -e.size)
 	for _, q := range e.account.all() {

@@ -1,0 +1,168 @@
+package blobcache_test
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"larder/blobcache"
+	"larder/blobcache/memory"
+)
+
+// recalled is a cache that has a small blob in memory.
+func recalled(t *testing.T, dir string, cfg blobcache.Config) (*blobcache.Cache, *source) {
+	t.Helper()
+	c, _ := running(t, dir, cfg)
+	s := newSource(64 << 10)
+	store(t, c, s, "", blobcache.Miss)
+	if n := cfg.Memory.Stats().Entries; n != 0 {
+		t.Errorf("%d blobs in memory that nobody has asked for again", n)
+	}
+	store(t, c, s, "", blobcache.Hit)
+	if n := cfg.Memory.Stats().Entries; n != 1 {
+		t.Errorf("%d blobs in memory, want 1", n)
+	}
+	return c, s
+}
+
+func TestSmallBlobIsAnsweredFromMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c, s := recalled(t, dir, blobcache.Config{Memory: memory.New(4 << 20)})
+		for name, damage := range damages {
+			if err := damage(blobPath(dir, s.digest), s.data); err != nil {
+				t.Fatal(name, err)
+			}
+			store(t, c, s, "", blobcache.Hit)
+		}
+		if err := os.Remove(blobPath(dir, s.digest)); err != nil {
+			t.Fatal(err)
+		}
+		b, err := c.Get(t.Context(), s.digest, noFetch(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		size, seekErr := b.Content.Seek(0, io.SeekEnd)
+		_, _ = b.Content.Seek(100, io.SeekStart)
+		n, err := b.Content.(interface {
+			SendTo(w io.Writer, n int64) (int64, error)
+		}).SendTo(&got, 1000)
+		if rest, _ := io.ReadAll(b.Content); seekErr != nil || err != nil || n != 1000 || size != b.Size || !bytes.Equal(append(got.Bytes(), rest...), s.data[100:]) {
+			t.Errorf("sent %d bytes, %v; the end is at %d, %v", n, err, size, seekErr)
+		}
+		if size, ok := c.Size(s.digest); !ok || size != b.Size {
+			t.Errorf("size %d, %v", size, ok)
+		}
+		if err := b.Content.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestLargeBlobIsNotKeptInMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept := memory.New(4 << 20)
+		c, _ := running(t, t.TempDir(), blobcache.Config{Memory: kept})
+		s := newSource(64<<10 + 1)
+		store(t, c, s, "", blobcache.Miss)
+		b := get(t, c, s)
+		if _, ok := b.Content.(*os.File); !ok || kept.Stats().Entries != 0 {
+			t.Errorf("content is a %T, %d blobs in memory", b.Content, kept.Stats().Entries)
+		}
+		b.Content.Close()
+	})
+}
+
+func TestMemoryGoesWithTheFile(t *testing.T) {
+	tests := map[string]struct {
+		cfg  blobcache.Config
+		does func(t *testing.T, dir string, c *blobcache.Cache, s *source)
+		next blobcache.Outcome
+	}{
+		"expired": {blobcache.Config{TTL: time.Hour}, func(_ *testing.T, _ string, _ *blobcache.Cache, _ *source) {
+			time.Sleep(2 * time.Hour)
+		}, blobcache.Miss},
+		"evicted": {keep(100 << 10), func(t *testing.T, _ string, c *blobcache.Cache, _ *source) {
+			store(t, c, newSource(90<<10), "", blobcache.Miss)
+		}, blobcache.Miss},
+		"rotten": {blobcache.Config{ScrubInterval: time.Hour}, func(t *testing.T, dir string, _ *blobcache.Cache, s *source) {
+			rot(t, blobPath(dir, s.digest))
+			time.Sleep(3 * time.Hour)
+		}, blobcache.Miss},
+		"in doubt": {blobcache.Config{}, func(_ *testing.T, _ string, c *blobcache.Cache, s *source) {
+			c.Doubt(s.digest)
+		}, blobcache.Hit},
+		"in doubt and gone": {blobcache.Config{}, func(t *testing.T, dir string, c *blobcache.Cache, s *source) {
+			if err := os.Remove(blobPath(dir, s.digest)); err != nil {
+				t.Error(err)
+			}
+			c.Doubt(s.digest)
+		}, blobcache.Miss},
+		"found to be gone when a use is recorded": {blobcache.Config{}, func(t *testing.T, dir string, c *blobcache.Cache, s *source) {
+			if err := os.Remove(blobPath(dir, s.digest)); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2 * time.Hour)
+			store(t, c, s, "", blobcache.Hit)
+		}, blobcache.Miss},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir := t.TempDir()
+				test.cfg.Memory = memory.New(4 << 20)
+				c, s := recalled(t, dir, test.cfg)
+				test.does(t, dir, c, s)
+				synctest.Wait()
+				if n := test.cfg.Memory.Stats().Entries; n != 0 {
+					t.Errorf("%d blobs in memory", n)
+				}
+				store(t, c, s, "", test.next)
+				wantKept(t, dir, []*source{s})
+			})
+		})
+	}
+}
+
+func TestUseInMemoryIsAUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c, s := recalled(t, dir, blobcache.Config{TTL: time.Hour, Memory: memory.New(4 << 20)})
+		for range 48 {
+			time.Sleep(30 * time.Minute)
+			synctest.Wait()
+			store(t, c, s, "", blobcache.Hit)
+		}
+		fi, err := os.Stat(blobPath(dir, s.digest))
+		if err != nil || time.Since(fi.ModTime()) > time.Minute {
+			t.Errorf("the file was used %v ago, %v", time.Since(fi.ModTime()), err)
+		}
+	})
+}
+
+func BenchmarkSmallHit(b *testing.B) {
+	for name, kept := range map[string]*memory.Cache{"disk": nil, "memory": memory.New(64 << 20)} {
+		b.Run(name, func(b *testing.B) {
+			c := openCache(b, b.TempDir(), blobcache.Config{TTL: time.Hour, Memory: kept})
+			s := newSource(2 << 10)
+			drain(b, c, s)
+			waitIdle(b, c)
+			buf := make([]byte, len(s.data))
+			b.ReportAllocs()
+			for b.Loop() {
+				blob, err := c.Get(b.Context(), s.digest, s.fetch)
+				if err != nil || blob.Outcome != blobcache.Hit {
+					b.Fatal(blob, err)
+				}
+				if _, err := io.ReadFull(blob.Content, buf); err != nil {
+					b.Fatal(err)
+				}
+				blob.Content.Close()
+			}
+		})
+	}
+}
