@@ -182,5 +182,5 @@ func (c *Cache) foundManifest(d digest.Digest, name string) {
 	named := namesOf(m.Body)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.add(m, mtime, named)
+	c.add(m, mtime, mtime, named)
 }

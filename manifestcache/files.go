@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"larder/blobcache/durable"
+	"larder/blobcache/memory"
 )
 
 // The directory, beside one directory of manifests per digest algorithm:
@@ -137,9 +138,12 @@ func saysNothing(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, fs.ErrClosed)
 }
 
-// load reads the manifest d from disk and notes the use. It returns nil if the
-// manifest has to be fetched; a damaged file is removed.
+// load takes the manifest d from memory, or reads it from disk, and notes the
+// use. It returns nil if the manifest has to be fetched; a damaged file is removed.
 func (c *Cache) load(d digest.Digest) *Manifest {
+	if m := c.recall(d); m != nil {
+		return m
+	}
 	name := manifestName(d)
 	data, mtime, err := c.readFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -164,7 +168,38 @@ func (c *Cache) load(d digest.Digest) *Manifest {
 		return nil
 	}
 	c.use(m, mtime)
+	c.memorize(m)
 	return m
+}
+
+// inMemory is the key of the manifest d in the memory. What is under it was
+// verified, and goes with what is known of the file.
+func inMemory(d digest.Digest) memory.Key {
+	return memory.Key{Kind: memory.Manifest, Digest: d}
+}
+
+// recall takes the manifest d from memory, or returns nil. What may have become
+// of its file since is no matter.
+func (c *Cache) recall(d digest.Digest) *Manifest {
+	kept, ok := c.cfg.Memory.Get(inMemory(d))
+	if !ok {
+		return nil
+	}
+	m := &Manifest{
+		Descriptor: ocispec.Descriptor{MediaType: kept.MediaType, Digest: d, Size: int64(len(kept.Bytes))},
+		Body:       kept.Bytes,
+	}
+	c.use(m, time.Now())
+	return m
+}
+
+// memorize keeps m in memory, unless its file was found to be gone meanwhile.
+func (c *Cache) memorize(m *Manifest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.manifests[m.Digest] != nil {
+		c.cfg.Memory.Put(inMemory(m.Digest), memory.Content{MediaType: m.MediaType, Bytes: m.Body})
+	}
 }
 
 // store writes m to disk. A disk that can't be written costs the next caller a
@@ -175,6 +210,7 @@ func (c *Cache) store(m *Manifest) {
 		return
 	}
 	c.use(m, time.Now())
+	c.memorize(m)
 }
 
 // readTag returns what a tag pointed at when upstream last said so, or nil.

@@ -1,0 +1,117 @@
+package manifestcache_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"larder/blobcache/memory"
+	"larder/manifestcache"
+)
+
+// recalled is a cache that has a manifest in memory.
+func recalled(t *testing.T, dir string, cfg manifestcache.Config) (*manifestcache.Cache, *repository, document) {
+	t.Helper()
+	c, _ := running(t, dir, cfg)
+	up := newRepository("docker.io/library/alpine")
+	doc := up.push(newDocument(`{"first":1}`), "latest")
+	wantTag(t, c, up, "latest", doc, manifestcache.Miss)
+	if n := cfg.Memory.Stats().Entries; n != 1 {
+		t.Errorf("%d manifests in memory, want 1", n)
+	}
+	return c, up, doc
+}
+
+func TestManifestIsAnsweredFromMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, cfg := t.TempDir(), config()
+		cfg.Memory = memory.New(1 << 20)
+		c, up, doc := recalled(t, dir, cfg)
+		for _, damage := range []func(path string) error{
+			func(path string) error { return os.WriteFile(path, []byte("something else"), 0o600) },
+			os.Remove,
+		} {
+			if err := damage(manifestPath(dir, doc.digest)); err != nil {
+				t.Fatal(err)
+			}
+			wantDigest(t, c, up, doc, manifestcache.Hit)
+			wantTag(t, c, up, "latest", doc, manifestcache.Revalidated)
+		}
+		if s := c.Stats(); s.Damaged != 0 || s.Entries != 1 {
+			t.Errorf("%d damaged, %d entries; want 0, 1", s.Damaged, s.Entries)
+		}
+		time.Sleep(2 * time.Hour)
+		wantDigest(t, c, up, doc, manifestcache.Hit) // and that its file is gone is noticed
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+	})
+}
+
+func TestManifestInMemoryGoesWithItsFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.TTL, cfg.Memory = time.Hour, memory.New(1<<20)
+		c, up, doc := recalled(t, t.TempDir(), cfg)
+		for range 4 { // a use of what is in memory is a use of the file
+			time.Sleep(50 * time.Minute)
+			synctest.Wait()
+			if m, err := c.ByDigest(t.Context(), up.name, doc.digest, up); err != nil || m.Outcome == manifestcache.Miss {
+				t.Fatal(m, err)
+			}
+		}
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if n := cfg.Memory.Stats().Entries; n != 0 {
+			t.Errorf("%d manifests in memory that have expired", n)
+		}
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+	})
+}
+
+// No digest covers the media type: memory has to follow it.
+func TestManifestInMemoryIsOfTheTypeThatUpstreamSays(t *testing.T) {
+	cfg := config()
+	cfg.Memory = memory.New(1 << 20)
+	dir := t.TempDir()
+	c := openCache(t, dir, cfg)
+	first, second := newRepository("docker.io/library/alpine"), newRepository("ghcr.io/library/alpine")
+	doc := first.push(newDocument(`{"first":1}`))
+	wantDigest(t, c, first, doc, manifestcache.Miss)
+	other := doc
+	other.mediaType = "application/vnd.docker.distribution.manifest.v2+json"
+	second.push(other)
+	wantDigest(t, c, second, other, manifestcache.Miss)
+	wantDigest(t, c, second, other, manifestcache.Hit)
+	cfg.Memory = memory.New(1 << 20)
+	c = openCache(t, dir, cfg)
+	wantDigest(t, c, second, other, manifestcache.Hit)
+	wantDigest(t, c, second, other, manifestcache.Hit)
+	if s := cfg.Memory.Stats(); s.Hits != 1 || s.Entries != 1 {
+		t.Errorf("%d hits, %d entries in memory; want 1, 1", s.Hits, s.Entries)
+	}
+}
+
+func BenchmarkRecall(b *testing.B) {
+	for name, kept := range map[string]*memory.Cache{"disk": nil, "memory": memory.New(1 << 20)} {
+		b.Run(name, func(b *testing.B) {
+			root, err := os.OpenRoot(b.TempDir())
+			if err != nil {
+				b.Fatal(err)
+			}
+			c, err := manifestcache.Open(root, manifestcache.Config{Memory: kept})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			up := newRepository("docker.io/library/alpine")
+			doc := up.push(newDocument(`{"first":"` + strings.Repeat("x", 2000) + `"}`))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.ByDigest(b.Context(), up.name, doc.digest, up); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
