@@ -18,6 +18,7 @@ import (
 	"larder/auth"
 	"larder/auth/htpasswd"
 	"larder/blobcache"
+	"larder/blobcache/memory"
 	"larder/handler"
 	"larder/handler/admin"
 	"larder/handler/middleware"
@@ -44,6 +45,7 @@ type program struct {
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
+	memory     *memory.Cache // of both
 	servers    []*server
 	stopping   atomic.Bool
 	background sync.WaitGroup
@@ -108,7 +110,7 @@ func (p *program) open() (err error) {
 	if err := p.openCaches(); err != nil {
 		return err
 	}
-	metrics := admin.NewMetrics(version(), admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams})
+	metrics := admin.NewMetrics(version(), admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
@@ -127,6 +129,7 @@ func (p *program) open() (err error) {
 }
 
 func (p *program) openCaches() error {
+	p.memory = memory.New(int64(p.cfg.Memory))
 	blobs, err := p.dir.sub("blobs")
 	if err != nil {
 		return err
@@ -135,7 +138,7 @@ func (p *program) openCaches() error {
 		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
 		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
 		ScrubInterval: p.cfg.ScrubInterval, ScrubRate: int64(p.cfg.ScrubRate),
-		Logger: p.log.Named("blobs"),
+		Memory: p.memory, Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
 		return err
@@ -152,6 +155,7 @@ func (p *program) openCaches() error {
 		},
 		GoneIf: upstream.Refused,
 		Spare:  p.upstreams.Spare,
+		Memory: p.memory,
 		Logger: p.log.Named("manifests"),
 	})
 	return err

@@ -85,14 +85,19 @@ func (c *Cache) use(d digest.Digest, e *entry, fi fs.FileInfo) bool {
 // Needs mu.
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 	e.used = now
+	if touch = c.touchDue(e, now); touch {
+		e.touched = now
+	}
+	return touch
+}
+
+// touchDue reports whether a use of e now would be written to disk. Needs mu.
+func (c *Cache) touchDue(e *entry, now time.Time) bool {
 	every := touchAtMost
 	if c.cfg.TTL > 0 {
 		every = min(every, c.cfg.TTL/10)
 	}
-	if touch = now.Sub(e.touched).Abs() >= every; touch {
-		e.touched = now
-	}
-	return touch
+	return now.Sub(e.touched).Abs() >= every
 }
 
 // touch writes a use to disk, which changes the file's stamp: what was verified,
@@ -128,18 +133,9 @@ func (c *Cache) Renew(blobs []digest.Digest) {
 	}
 	c.mu.Unlock()
 	for d, e := range due {
-		c.touchUnopened(d, e, now)
-	}
-}
-
-// touchUnopened is touch for a blob whose file nobody has looked at.
-func (c *Cache) touchUnopened(d digest.Digest, e *entry, now time.Time) {
-	fi, err := c.root.Stat(blobName(d))
-	switch {
-	case err == nil:
-		c.touch(d, e, fi, now)
-	case errors.Is(err, fs.ErrNotExist):
-		c.forget(d, e)
+		if fi, err := c.root.Stat(blobName(d)); err == nil {
+			c.touch(d, e, fi, now)
+		}
 	}
 }
 

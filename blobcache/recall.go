@@ -23,26 +23,23 @@ func inMemory(d digest.Digest) memory.Key {
 }
 
 // recall opens a blob that is in memory, or returns nil. What may have become of
-// its file since is no matter: these are the right bytes.
+// its file is no matter, for these are the right bytes; but when a use is to be
+// written to the file, it is looked at.
 func (c *Cache) recall(d digest.Digest) *Blob {
-	if c.cfg.Memory == nil {
-		return nil
-	}
 	now := time.Now()
 	c.mu.Lock()
 	e := c.entries[d]
-	if e == nil || e.partial || e.size > small {
+	if e == nil || e.partial || e.size > small || c.touchDue(e, now) {
 		c.mu.Unlock()
 		return nil
 	}
 	kept, ok := c.cfg.Memory.Get(inMemory(d))
-	touch := ok && c.usedAt(e, now)
+	if ok {
+		c.usedAt(e, now)
+	}
 	c.mu.Unlock()
 	if !ok {
 		return nil
-	}
-	if touch {
-		c.touchUnopened(d, e, now)
 	}
 	return c.remembered(kept.Bytes)
 }

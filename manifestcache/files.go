@@ -179,9 +179,17 @@ func inMemory(d digest.Digest) memory.Key {
 }
 
 // recall takes the manifest d from memory, or returns nil. What may have become
-// of its file since is no matter.
+// of its file is no matter; but when a use is to be written to it, it is read.
 func (c *Cache) recall(d digest.Digest) *Manifest {
+	now := time.Now()
+	c.mu.Lock()
+	e := c.manifests[d]
+	if e == nil || c.touchDue(e, now) {
+		c.mu.Unlock()
+		return nil
+	}
 	kept, ok := c.cfg.Memory.Get(inMemory(d))
+	c.mu.Unlock()
 	if !ok {
 		return nil
 	}
@@ -189,7 +197,7 @@ func (c *Cache) recall(d digest.Digest) *Manifest {
 		Descriptor: ocispec.Descriptor{MediaType: kept.MediaType, Digest: d, Size: int64(len(kept.Bytes))},
 		Body:       kept.Bytes,
 	}
-	c.use(m, time.Now())
+	c.use(m, now)
 	return m
 }
 

@@ -3,8 +3,6 @@ package manifestcache
 import (
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"path"
 	"time"
 
@@ -136,7 +134,7 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	var naming []digest.Digest
 	c.mu.Lock()
 	if !c.proofs.refuse(k) {
-		blob := string(appendPacked(nil, d))
+		blob := appendPacked(nil, d)
 		for m := range c.rights {
 			if m.repository != r.repository {
 				continue
@@ -268,18 +266,19 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 // Needs mu.
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 	e.used = now
-	if touch = now.Sub(e.touched).Abs() >= c.touchEvery(); touch {
+	if touch = c.touchDue(e, now); touch {
 		e.touched = now
 	}
 	return touch
 }
 
+// touchDue reports whether a use of e now would be written to disk. Needs mu.
+func (c *Cache) touchDue(e *entry, now time.Time) bool {
+	return now.Sub(e.touched).Abs() >= c.touchEvery()
+}
+
 func (c *Cache) touch(d digest.Digest, now time.Time) {
-	err := c.root.Chtimes(manifestName(d), now, now)
-	switch {
-	case errors.Is(err, fs.ErrNotExist): // somebody took the file, and memory has not noticed
-		c.forget(d)
-	case err != nil:
+	if err := c.root.Chtimes(manifestName(d), now, now); err != nil {
 		c.disk.Warn("use of a manifest not recorded; it may expire early", zap.Error(err))
 	}
 }

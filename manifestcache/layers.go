@@ -96,8 +96,9 @@ func (l *layers) oldest() (old *entry) {
 // naming lists the manifests that name the blob d, which must be valid.
 func (l *layers) naming(d digest.Digest) iter.Seq[*entry] {
 	return func(yield func(*entry) bool) {
-		blob := string(appendPacked(nil, d))
-		hash := l.hash(blob)
+		var buf [maxPacked]byte // this is what each blob that is given out takes
+		blob := appendPacked(buf[:0], d)
+		hash := uint32(maphash.Bytes(l.seed, blob))
 		for i := l.home(hash); l.slots[i].number != 0; i = l.next(i) {
 			if l.slots[i].hash != hash {
 				continue
@@ -162,6 +163,9 @@ func (l *layers) way(from, to int) int { return (to - from + len(l.slots)) % len
 // its bytes.
 type packed string
 
+// maxPacked is what one digest takes at most.
+const maxPacked = 1 + 64
+
 func pack(list []digest.Digest) packed {
 	var b []byte
 	for _, d := range list {
@@ -190,9 +194,9 @@ func (p packed) each() iter.Seq[string] {
 }
 
 // has reports whether one is in the list, which is such a list of one.
-func (p packed) has(one string) bool {
+func (p packed) has(one []byte) bool {
 	for d := range p.each() {
-		if d == one {
+		if d == string(one) {
 			return true
 		}
 	}

@@ -227,12 +227,9 @@ func (m *model) wantRights() {
 // fresh reports whether what was validated then is taken for granted.
 func (m *model) fresh(at time.Time) bool { return m.cfg.TTL == 0 || time.Since(at) < m.cfg.TTL }
 
-// stored is the media type under which a document is in memory or on disk; "" if
-// it is neither, or its file is not what it was.
+// stored is the media type under which a document is on disk; "" if its file is
+// not there, or not what it was.
 func (m *model) stored(doc document) string {
-	if kept, ok := m.cfg.Memory.Get(memory.Key{Kind: memory.Manifest, Digest: doc.digest}); ok {
-		return kept.MediaType
-	}
 	data, err := os.ReadFile(manifestPath(m.dir, doc.digest))
 	if err != nil {
 		return ""

@@ -201,6 +201,9 @@ func (r *modelRepository) damage() {
 	manifest, link, right := manifestPath(r.dir, doc.digest), tagPath(r.dir, &repository{name: r.name}, tag), rightPath(r.dir, &repository{name: r.name}, doc.digest)
 	kind := r.random.IntN(10)
 	r.note("%s: damage %d to %s, %s", r.name, kind, doc.digest[:12], tag)
+	if kind%2 == 0 { // when the file is next read is then no question
+		r.cfg.Memory.Delete(memory.Key{Kind: memory.Manifest, Digest: doc.digest})
+	}
 	exists := func(path string) bool { fi, err := os.Stat(path); return err == nil && fi.Mode().IsRegular() }
 	switch path := []string{manifest, link}[kind%2]; {
 	case kind >= 8: // a right can only be taken away
@@ -215,9 +218,6 @@ func (r *modelRepository) damage() {
 		return
 	case kind < 2:
 		r.must(os.RemoveAll(path))
-		if path == manifest { // else one of a herd might find out, and the others not
-			r.cfg.Memory.Delete(memory.Key{Kind: memory.Manifest, Digest: doc.digest})
-		}
 	case kind < 4:
 		data, err := os.ReadFile(path)
 		r.must(err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"larder/blobcache"
+	"larder/blobcache/memory"
 	"larder/handler"
 	"larder/handler/admin"
 	"larder/handler/middleware"
@@ -44,14 +45,15 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.blobs, err = blobcache.Open(root(t), blobcache.Config{TTL: time.Hour}); err != nil {
+	kept := memory.New(1 << 20)
+	if l.blobs, err = blobcache.Open(root(t), blobcache.Config{TTL: time.Hour, Memory: kept}); err != nil {
 		t.Fatal(err)
 	}
-	l.manifests, err = manifestcache.Open(root(t), manifestcache.Config{TagTTL: time.Hour, StaleIf: upstream.Unreachable})
+	l.manifests, err = manifestcache.Open(root(t), manifestcache.Config{TagTTL: time.Hour, StaleIf: upstream.Unreachable, Memory: kept})
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics := admin.NewMetrics("1.2.3", admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams})
+	metrics := admin.NewMetrics("1.2.3", admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Memory: kept, Upstreams: upstreams})
 	h := handler.New(handler.Config{Upstreams: upstreams, Blobs: l.blobs, Manifests: l.manifests})
 	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe}, "metrics", "readonly")
 	if err != nil {
@@ -225,6 +227,13 @@ func TestMetrics(t *testing.T) {
 		`larder_expired_total{kind="manifest"}`:                                       "0",
 		`larder_expire_errors_total{kind="blob"}`:                                     "0",
 		`larder_expire_errors_total{kind="manifest"}`:                                 "0",
+		`larder_remembered_layers`:                                                    "3", // a config, a layer; and that one as upstream said so
+		`larder_remembered_layer_hits_total`:                                          "3",
+		`larder_remembered_layer_misses_total`:                                        "0",
+		`larder_memory_entries`:                                                       "1",
+		`larder_memory_hits_total`:                                                    "2",
+		`larder_memory_misses_total`:                                                  "1", // what the registry said that a tag is
+		`larder_memory_max_bytes`:                                                     "1.048576e+06",
 		`larder_build_info{version="1.2.3"}`:                                          "1",
 	}
 	for name, value := range want {
