@@ -51,6 +51,23 @@ func TestRememberedLayersAreBoundedAndCounted(t *testing.T) {
 	})
 }
 
+func TestRememberedLayersAreRebuiltFromDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c, stop := running(t, dir, config())
+		up := newRepository("docker.io/library/alpine")
+		blob := digest.SHA512.FromString("layer")
+		image := up.push(newImage(blob, digest.FromString("config")))
+		wantDigest(t, c, up, image, manifestcache.Miss)
+		stop()
+		c, _ = running(t, dir, config())
+		wantRefers(t, c, up, blob, manifestcache.Granted)
+		if got := c.Blobs(image.digest); len(got) != 2 || !slices.Contains(got, blob) || c.Stats().Remembered != 2 {
+			t.Errorf("the blobs of the image are %v, %d are remembered", got, c.Stats().Remembered)
+		}
+	})
+}
+
 func TestProvenBlobsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := running(t, t.TempDir(), config())
