@@ -16,6 +16,11 @@ const (
 
 	// sample is how many manifests are looked at for one that was used long ago.
 	sample = 16
+
+	// crowd is how many manifests may name one blob: an empty config, say, that
+	// all artifacts share. Of more it is not remembered, as the way to one's place
+	// would be long; that too costs a HEAD.
+	crowd = 1000
 )
 
 // layers remembers which manifests name a blob, and what else they name, of the
@@ -37,8 +42,8 @@ type layers struct {
 	seed  maphash.Seed
 }
 
-// slot says that the manifest of that number names a blob with that hash. Eight
-// bytes are why this is no map: one of lists takes ten times as many.
+// slot says that the manifest of that number names a blob with that hash. That
+// these are eight bytes is why there is no map here.
 type slot struct{ hash, number uint32 }
 
 func newLayers() *layers {
@@ -113,9 +118,9 @@ func (l *layers) naming(d digest.Digest) iter.Seq[*entry] {
 // insert keeps a quarter of the slots free, so that ways are short, and no more
 // than two fifths.
 func (l *layers) insert(s slot) {
-	if l.taken++; l.taken > len(l.slots)/4*3 {
+	if l.taken+1 > len(l.slots)/4*3 {
 		old := l.slots
-		l.slots = make([]slot, len(old)/4*5)
+		l.slots, l.taken = make([]slot, len(old)/4*5), 0
 		for _, s := range old {
 			if s.number != 0 {
 				l.place(s)
@@ -126,19 +131,28 @@ func (l *layers) insert(s slot) {
 }
 
 func (l *layers) place(s slot) {
+	same := 0
 	i := l.home(s.hash)
-	for l.slots[i].number != 0 {
-		i = l.next(i)
+	for ; l.slots[i].number != 0; i = l.next(i) {
+		if l.slots[i].hash != s.hash {
+			continue
+		}
+		if same++; same == crowd {
+			return
+		}
 	}
 	l.slots[i] = s
+	l.taken++
 }
 
-// delete frees the slot of s, which there must be. What has gone on from there
-// to find a place moves back, as nothing else would find it any more.
+// delete frees the slot of s, if there is one. What has gone on from there to
+// find a place moves back, as nothing else would find it any more.
 func (l *layers) delete(s slot) {
 	i := l.home(s.hash)
-	for l.slots[i] != s {
-		i = l.next(i)
+	for ; l.slots[i] != s; i = l.next(i) {
+		if l.slots[i].number == 0 {
+			return
+		}
 	}
 	for j := l.next(i); l.slots[j].number != 0; j = l.next(j) {
 		if l.way(l.home(l.slots[j].hash), j) >= l.way(i, j) {

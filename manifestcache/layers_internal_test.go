@@ -113,6 +113,32 @@ func TestLeastRecentlyUsedImageIsForgotten(t *testing.T) {
 	}
 }
 
+// A blob that all name must not make everything slow, nor be given out for it.
+func TestBlobThatVeryManyImagesName(t *testing.T) {
+	l := newLayers()
+	shared, none := blobs(0, 1), blobs(1, 1)[0]
+	var images []*entry
+	for i := range 3 * crowd {
+		e := &entry{digest: digest.Digest(fmt.Sprint(i))}
+		images = append(images, e)
+		l.add(e, names{blobs: append(blobs(2+i, 1), shared...)})
+	}
+	if n := len(naming(l, shared[0])); n != crowd || len(naming(l, none)) != 0 {
+		t.Errorf("%d images are known to name the blob, want %d", n, crowd)
+	}
+	for i, e := range images {
+		if got := naming(l, blobs(2+i, 1)[0]); len(got) != 1 || got[0] != e.digest {
+			t.Fatalf("the other blob of image %d is named by %v", i, got)
+		}
+	}
+	for _, e := range images {
+		l.remove(e)
+	}
+	if l.held != 0 || l.taken != 0 {
+		t.Errorf("empty, and still %d held, %d slots taken", l.held, l.taken)
+	}
+}
+
 // grown is by how much the heap grows while make makes something.
 func grown(make func() any) int64 {
 	var before, after runtime.MemStats
