@@ -45,6 +45,8 @@ type config struct {
 	MinFree limit  `env:"LARDER_MIN_FREE" envDefault:"1GiB,5%"`
 	Quotas  quotas `env:"LARDER_QUOTA"`
 
+	Memory size `env:"LARDER_MEMORY" envDefault:"64MiB"`
+
 	ScrubInterval time.Duration `env:"LARDER_SCRUB_INTERVAL" envDefault:"168h"`
 	ScrubRate     size          `env:"LARDER_SCRUB_RATE" envDefault:"16MiB"`
 

@@ -19,7 +19,7 @@ func TestConfigDefaults(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", "")
 	defaults := config{
 		Addr: "127.0.0.1:5000", AdminAddr: "127.0.0.1:5001", UpstreamList: "docker.io", CacheDir: filepath.Join(home, ".cache", "larder"),
-		ScrubInterval: 168 * time.Hour, ScrubRate: 16 << 20,
+		Memory: 64 << 20, ScrubInterval: 168 * time.Hour, ScrubRate: 16 << 20,
 		MinFree: limit{Bytes: 1 << 30, Percent: 5},
 		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32, RateLimitFloor: 5,
 		Auth:        authBasic,
@@ -73,6 +73,8 @@ func TestConfigValues(t *testing.T) {
 		"max size, share": {[]string{"LARDER_MAX_SIZE=80%"}, func(c *config) any { return c.MaxSize }, limit{Percent: 80}},
 		"max size, both":  {[]string{"LARDER_MAX_SIZE=1.5g, 12.5%"}, func(c *config) any { return c.MaxSize }, limit{Bytes: 3 << 29, Percent: 12.5}},
 		"scrub":           {[]string{"LARDER_SCRUB_INTERVAL=24h", "LARDER_SCRUB_RATE=1GiB"}, func(c *config) any { return c.ScrubRate }, size(1 << 30)},
+		"memory":          {[]string{"LARDER_MEMORY=1GiB"}, func(c *config) any { return c.Memory }, size(1 << 30)},
+		"no memory":       {[]string{"LARDER_MEMORY=0"}, func(c *config) any { return c.Memory }, size(0)},
 		"no min free":     {[]string{"LARDER_MIN_FREE=0"}, func(c *config) any { return c.MinFree }, limit{}},
 		"quota": {
 			[]string{"LARDER_UPSTREAMS=docker.io,ghcr.io", "LARDER_QUOTA=ghcr.io=20GiB, docker.io/library=5MiB"},
@@ -142,6 +144,8 @@ var bad = map[string]struct {
 	"max size, no share":    {[]string{"LARDER_MAX_SIZE=0%"}, []string{"LARDER_MAX_SIZE"}},
 	"max size, NaN":         {[]string{"LARDER_MAX_SIZE=NaN%"}, []string{"LARDER_MAX_SIZE"}},
 	"min free":              {[]string{"LARDER_MIN_FREE=120%"}, []string{"LARDER_MIN_FREE"}},
+	"memory":                {[]string{"LARDER_MEMORY=10%"}, []string{"LARDER_MEMORY"}},
+	"memory, negative":      {[]string{"LARDER_MEMORY=-1"}, []string{"LARDER_MEMORY"}},
 	"scrub interval":        {[]string{"LARDER_SCRUB_INTERVAL=-1h"}, []string{"LARDER_SCRUB_INTERVAL"}},
 	"scrub rate":            {[]string{"LARDER_SCRUB_RATE=50%"}, []string{"LARDER_SCRUB_RATE"}},
 	"quota":                 {[]string{"LARDER_QUOTA=docker.io"}, []string{"LARDER_QUOTA"}},

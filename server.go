@@ -20,6 +20,7 @@ import (
 	"larder/auth"
 	"larder/auth/htpasswd"
 	"larder/blobcache"
+	"larder/blobcache/memory"
 	"larder/handler"
 	"larder/handler/admin"
 	"larder/handler/middleware"
@@ -48,7 +49,8 @@ type program struct {
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
 	limit      middleware.LimitCounts
-	audit      *auditLog // nil: off
+	audit      *auditLog     // nil: off
+	memory     *memory.Cache // of both
 	servers    []*server
 	stopping   atomic.Bool
 	background sync.WaitGroup
@@ -119,7 +121,7 @@ func (p *program) open() (err error) {
 	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Limit: &p.limit})
+	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
@@ -138,6 +140,7 @@ func (p *program) open() (err error) {
 }
 
 func (p *program) openCaches(metrics *admin.Metrics) error {
+	p.memory = memory.New(int64(p.cfg.Memory))
 	blobs, err := p.dir.sub("blobs")
 	if err != nil {
 		return err
@@ -146,7 +149,7 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
 		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
 		ScrubInterval: p.cfg.ScrubInterval, ScrubRate: int64(p.cfg.ScrubRate),
-		Observe: metrics.Stored("blob"), Logger: p.log.Named("blobs"),
+		Memory: p.memory, Observe: metrics.Stored("blob"), Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
 		return err
@@ -163,6 +166,7 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		},
 		GoneIf:  upstream.Refused,
 		Spare:   p.upstreams.Spare,
+		Memory:  p.memory,
 		Observe: metrics.Stored("manifest"), Logger: p.log.Named("manifests"),
 	})
 	return err

@@ -23,6 +23,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"larder/blobcache/durable"
+	"larder/blobcache/memory"
 	"larder/ttl"
 )
 
@@ -76,10 +77,10 @@ type Source struct {
 // Blob is a blob open for reading, complete or still arriving.
 type Blob struct {
 	// Content must be closed. It is an *os.File when the blob is complete, so
-	// that net/http sends it without copying. Otherwise reads wait for bytes
-	// to arrive, but no longer than the context given to Get, and Content has
-	// a method SendTo(w io.Writer, n int64) (int64, error) that sends the next
-	// n bytes without copying.
+	// that net/http sends it without copying. Otherwise Content has a method
+	// SendTo(w io.Writer, n int64) (int64, error) that sends the next n bytes
+	// without copying: from memory, or as they arrive; then reads wait for them,
+	// but no longer than the context given to Get.
 	Content io.ReadSeekCloser
 	Size    int64 // -1: not known before the end; Content can't seek then
 	Outcome Outcome
@@ -91,6 +92,7 @@ type Config struct {
 	TTL    time.Duration // since last use; 0: never
 	Linger time.Duration // how long a fill goes on after its last reader left
 	Logger *zap.Logger   // nil: none
+	Memory *memory.Cache // for small blobs; nil: none
 
 	MaxSize Limit   // of what is kept; parts that are left for resuming count
 	MinFree Limit   // of the file system that is left to others
@@ -231,6 +233,9 @@ func (c *Cache) Get(ctx context.Context, d digest.Digest, fetch Fetch) (*Blob, e
 func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length int64, src Source) (*Blob, error) {
 	var w *want
 	for {
+		if blob := c.recall(d); blob != nil {
+			return blob, nil
+		}
 		if blob, err := c.openComplete(d); blob != nil || err != nil {
 			return blob, err
 		}
@@ -361,6 +366,9 @@ func (c *Cache) openComplete(d digest.Digest) (*Blob, error) {
 	if !c.use(d, known, fi) {
 		f.Close()
 		return nil, nil
+	}
+	if fi.Size() <= small && c.cfg.Memory.Fits(fi.Size()) {
+		return c.memorize(d, known, f, fi), nil
 	}
 	c.count.outcomes[Hit].Add(1)
 	return &Blob{Content: f, Size: fi.Size(), Outcome: Hit}, nil

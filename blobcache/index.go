@@ -87,14 +87,19 @@ func (c *Cache) use(d digest.Digest, e *entry, fi fs.FileInfo) bool {
 // Needs mu.
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 	e.used = now
+	if touch = c.touchDue(e, now); touch {
+		e.touched = now
+	}
+	return touch
+}
+
+// touchDue reports whether a use of e now would be written to disk. Needs mu.
+func (c *Cache) touchDue(e *entry, now time.Time) bool {
 	every := touchAtMost
 	if c.cfg.TTL > 0 {
 		every = min(every, c.cfg.TTL/10)
 	}
-	if touch = now.Sub(e.touched).Abs() >= every; touch {
-		e.touched = now
-	}
-	return touch
+	return now.Sub(e.touched).Abs() >= every
 }
 
 // touch writes a use to disk, which changes the file's stamp: what was verified,
@@ -156,6 +161,7 @@ func (c *Cache) drop(d digest.Digest) {
 		return
 	}
 	delete(c.entries, d)
+	c.cfg.Memory.Delete(inMemory(d))
 	c.due.Delete(d)
 	c.counted(e).count(-1, -e.size)
 	for _, q := range e.account.all() {

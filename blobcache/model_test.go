@@ -22,6 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"larder/blobcache"
+	"larder/blobcache/memory"
 )
 
 // errStuck ends what would wait for ever.
@@ -65,6 +66,7 @@ type model struct {
 	dir     string
 	cfg     blobcache.Config
 	large   bool // blobs, and what is fetched at once, are as in life
+	memory  bool // small blobs are kept in memory
 	crashes int64
 	cache   *blobcache.Cache
 	stop    func()
@@ -83,6 +85,7 @@ func newModel(t *testing.T, seed uint64, base string) *model {
 	m.cfg.Linger = []time.Duration{0, time.Second, 30 * time.Second}[m.random.IntN(3)]
 	m.cfg.TTL = []time.Duration{0, 0, 2 * time.Hour}[m.random.IntN(3)]
 	m.cfg.Connections = []int{1, 4}[m.random.IntN(2)]
+	m.memory = m.random.IntN(2) == 0
 	m.cfg.ScrubInterval = []time.Duration{0, time.Minute, 10 * time.Hour}[m.random.IntN(3)]
 	if !m.large && m.random.IntN(3) == 0 {
 		m.cfg.MaxSize.Bytes = 1 + m.random.Int64N(500_000)
@@ -105,6 +108,9 @@ func newModel(t *testing.T, seed uint64, base string) *model {
 }
 
 func (m *model) open() {
+	if m.memory {
+		m.cfg.Memory = memory.New(1 << 20)
+	}
 	m.cache, m.stop = running(m.t, m.dir, m.cfg)
 	if !m.large {
 		m.cache.Shrink()
@@ -144,7 +150,7 @@ func (m *model) run() {
 	time.Sleep(m.cfg.Linger + time.Minute) // for the fills that nobody wants
 	m.truthful.Store(true)
 	m.full.Store(false)
-	if m.random.IntN(2) == 0 {
+	if m.random.IntN(2) == 0 || m.memory { // what is in memory says nothing of its file
 		m.restart()
 	}
 	for _, b := range m.blobs {

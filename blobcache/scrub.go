@@ -156,10 +156,12 @@ func (c *Cache) throwAway(d digest.Digest, e *entry, err error) {
 	}
 }
 
-// Doubt has the blob d verified before it is next given out as a whole.
+// Doubt has the blob d verified before it is next given out as a whole, from
+// disk: memory may be what is wrong.
 func (c *Cache) Doubt(d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.cfg.Memory.Delete(inMemory(d))
 	if e := c.entries[d]; e != nil && e.verified != (stamp{}) {
 		e.verified = stamp{}
 		c.count.doubted.Add(1)

@@ -185,22 +185,17 @@ func parseRoute(u *url.URL) (route, error) {
 	if path == "" || path == "/" {
 		return route{kind: kindBase}, nil
 	}
-	elements := strings.Split(path[1:], "/")
-	if strings.Contains(path, "%") {
-		for i, e := range elements {
-			plain, err := url.PathUnescape(e)
-			if err != nil || strings.Contains(plain, "/") {
-				return route{}, badName()
-			}
-			elements[i] = plain
-		}
+	path, err := plainPath(path[1:])
+	if err != nil {
+		return route{}, err
 	}
-	n := len(elements)
-	if n < 3 {
+	rest, reference, ok := cutLast(path)
+	name, verb, isRoute := cutLast(rest)
+	if !ok || !isRoute {
 		return route{}, notFound("no such endpoint")
 	}
-	rt := route{name: strings.Join(elements[:n-2], "/"), reference: elements[n-1]}
-	switch elements[n-2] {
+	rt := route{name: name, reference: reference}
+	switch verb {
 	case "manifests":
 		rt.kind = kindManifest
 	case "blobs":
@@ -217,6 +212,28 @@ func parseRoute(u *url.URL) (route, error) {
 		return route{}, notFound("no such endpoint")
 	}
 	return rt, rt.parseReference()
+}
+
+// plainPath is a path without percent-encoding. Names and digests of it are kept
+// in places; the request, whose query may be long, must not be kept with them.
+func plainPath(path string) (string, error) {
+	if !strings.Contains(path, "%") {
+		return strings.Clone(path), nil
+	}
+	plain, err := url.PathUnescape(path)
+	if err != nil || strings.Count(plain, "/") > strings.Count(path, "/") {
+		return "", badName()
+	}
+	return plain, nil
+}
+
+// cutLast cuts the last element off a path.
+func cutLast(path string) (before, element string, ok bool) {
+	i := strings.LastIndexByte(path, '/')
+	if i < 0 {
+		return "", path, false
+	}
+	return path[:i], path[i+1:], true
 }
 
 // parseReference checks a reference by the grammar of the OCI distribution spec

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"larder/blobcache"
+	"larder/blobcache/memory"
 	"larder/handler"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
@@ -49,6 +50,7 @@ type setup struct {
 	floor   int                             // of the upstream's rate limit
 	outside func(http.Handler) http.Handler // around all of it
 	logger  *zap.Logger                     // nil: one that remembers, see larder.logs
+	disk    bool                            // everything comes from there, and nothing from memory
 
 	allow, deny string // as in the environment
 }
@@ -60,6 +62,7 @@ type larder struct {
 	upstreams *upstream.Client
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
+	memory    *memory.Cache
 	handler   http.Handler
 	server    *httptest.Server // nil in a bubble
 	logs      *observer.ObservedLogs
@@ -67,7 +70,10 @@ type larder struct {
 
 func newLarder(tb testing.TB, s setup) *larder {
 	tb.Helper()
-	l := &larder{dir: s.dir}
+	l := &larder{dir: s.dir, memory: memory.New(64 << 20)}
+	if s.disk {
+		l.memory = nil
+	}
 	if l.dir == "" {
 		l.dir = tb.TempDir()
 	}
@@ -90,12 +96,14 @@ func newLarder(tb testing.TB, s setup) *larder {
 	if l.upstreams, err = upstream.New(cfg); err != nil {
 		tb.Fatal(err)
 	}
-	l.blobs, err = blobcache.Open(l.root(tb, "blobs"), blobcache.Config{Linger: time.Minute, Connections: s.parts, Logger: log})
+	l.blobs, err = blobcache.Open(l.root(tb, "blobs"), blobcache.Config{
+		Linger: time.Minute, Connections: s.parts, Memory: l.memory, Logger: log,
+	})
 	if err != nil {
 		tb.Fatal(err)
 	}
 	l.manifests, err = manifestcache.Open(l.root(tb, "manifests"), manifestcache.Config{
-		TTL: s.ttl, TagTTL: s.tagTTL, GoneIf: upstream.Refused, Spare: l.upstreams.Spare, Logger: log,
+		TTL: s.ttl, TagTTL: s.tagTTL, GoneIf: upstream.Refused, Spare: l.upstreams.Spare, Memory: l.memory, Logger: log,
 		StaleIf: func(err error) bool { return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest) },
 	})
 	if err != nil {

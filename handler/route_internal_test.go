@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/opencontainers/go-digest"
 
@@ -146,4 +147,25 @@ func FuzzListingLink(f *testing.F) {
 			t.Errorf("%q is told as %q", next, told.RawQuery)
 		}
 	})
+}
+
+// TestRouteHoldsNothingOfTheRequest makes sure that who keeps a digest does not
+// keep a query of 60 KiB with it.
+func TestRouteHoldsNothingOfTheRequest(t *testing.T) {
+	uri := "/v2/a/b/blobs/" + digest.FromString("x").String() + "?" + strings.Repeat("q", 60<<10)
+	u, err := url.ParseRequestURI(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rt, err := parseRoute(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	within := func(s string) bool {
+		begin, at := uintptr(unsafe.Pointer(unsafe.StringData(uri))), uintptr(unsafe.Pointer(unsafe.StringData(s)))
+		return at >= begin && at < begin+uintptr(len(uri))
+	}
+	if !within(u.RawQuery) || within(rt.name) || within(rt.reference) || within(string(rt.digest)) {
+		t.Error("the route is part of the request's own memory")
+	}
 }

@@ -36,7 +36,7 @@ func requireStrace(t *testing.T) {
 func TestWarmBlobIsSentByTheKernel(t *testing.T) {
 	requireStrace(t)
 	const size = 64 << 20
-	l, manifest, blob := warm(t, size)
+	l, manifest, blob := warm(t, size, setup{})
 	l.close(t)
 	traces := filepath.Join(t.TempDir(), "trace")
 	cmd := exec.Command("strace", "-ff", "-s0", "-e", "trace=sendfile,write,writev,splice", "-o", traces,

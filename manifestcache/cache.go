@@ -9,10 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -22,6 +20,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"larder/blobcache/durable"
+	"larder/blobcache/memory"
 	"larder/ttl"
 )
 
@@ -92,6 +91,7 @@ type Config struct {
 	// asked now what a tag points at if that is known; its error need not be one
 	// that StaleIf tells. nil, or a nil error: ask.
 	Spare   func(repository string) error
+	Memory  *memory.Cache                       // for what is read most; nil: none
 	Observe func(op string, took time.Duration) // commit; nil: nobody counts
 	Logger  *zap.Logger                         // nil: none
 }
@@ -113,24 +113,6 @@ type Cache struct {
 	mu sync.Mutex // guards what follows
 	index
 	storeErrs map[string]int64 // all that was ever wrong with the disk, by kind
-}
-
-// Stats is what a cache holds and what it has done since it was opened.
-type Stats struct {
-	Entries, Bytes               int64 // manifests on disk
-	Hits, Revalidated, Misses    int64
-	Stale                        int64
-	Mismatches                   int64            // answers thrown away for ErrDigest
-	Damaged                      int64            // files thrown away
-	Fetched                      int64            // bytes of manifests that came from upstream
-	StoreErrors                  map[string]int64 // of the disk, by durable.Kind
-	Expired, ExpireErrors, Scans int64
-}
-
-type counters struct {
-	outcomes                                    [4]atomic.Int64
-	mismatches, damaged, expired, failed, scans atomic.Int64
-	fetched                                     atomic.Int64
 }
 
 // Open makes a cache of the directory root, which is then the cache's own to
@@ -198,29 +180,6 @@ func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest
 	return c.once(ctx, repository+"@"+d.String(), func(ctx context.Context) (*Manifest, error) {
 		return c.prove(ctx, repository, d, up)
 	})
-}
-
-// Stats says what the cache holds and has done.
-func (c *Cache) Stats() Stats {
-	s := Stats{
-		Hits:         c.count.outcomes[Hit].Load(),
-		Revalidated:  c.count.outcomes[Revalidated].Load(),
-		Misses:       c.count.outcomes[Miss].Load(),
-		Stale:        c.count.outcomes[Stale].Load(),
-		Mismatches:   c.count.mismatches.Load(),
-		Damaged:      c.count.damaged.Load(),
-		Expired:      c.count.expired.Load(),
-		ExpireErrors: c.count.failed.Load(),
-		Scans:        c.count.scans.Load(),
-		Fetched:      c.count.fetched.Load(),
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s.Entries, s.StoreErrors = int64(len(c.manifests)), maps.Clone(c.storeErrs)
-	for _, e := range c.manifests {
-		s.Bytes += e.size
-	}
-	return s
 }
 
 // once runs ask for all who want the same key at the same time, on the cache's

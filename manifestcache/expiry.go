@@ -178,5 +178,5 @@ func (c *Cache) foundManifest(d digest.Digest) {
 	named := namesOf(m)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.add(m, mtime, named)
+	c.add(m, mtime, mtime, named)
 }

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"larder/blobcache/durable"
+	"larder/blobcache/memory"
 )
 
 // The directory, beside one directory of manifests per digest algorithm:
@@ -228,9 +229,12 @@ func saysNothing(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, fs.ErrClosed)
 }
 
-// load reads the manifest d from disk and notes the use. It returns nil if the
-// manifest has to be fetched; a damaged file is removed.
+// load takes the manifest d from memory, or reads it from disk, and notes the
+// use. It returns nil if the manifest has to be fetched; a damaged file is removed.
 func (c *Cache) load(d digest.Digest) *Manifest {
+	if m := c.recall(d); m != nil {
+		return m
+	}
 	m, mtime, err := c.readManifest(d)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.forget(d)
@@ -250,7 +254,47 @@ func (c *Cache) load(d digest.Digest) *Manifest {
 		return nil
 	}
 	c.use(m, mtime)
+	c.memorize(m)
 	return m
+}
+
+// memoryKey is the key of the manifest d in the memory. What is under it was
+// verified, and goes with what is known of the file.
+func memoryKey(d digest.Digest) memory.Key {
+	return memory.Key{Kind: memory.Manifest, Digest: d}
+}
+
+// recall takes the manifest d from memory, or returns nil. What may have become
+// of its file is no matter; but when a use is to be written to it, it is read.
+func (c *Cache) recall(d digest.Digest) *Manifest {
+	now := time.Now()
+	c.mu.Lock()
+	e := c.manifests[d]
+	if e == nil || c.touchDue(e, now) {
+		c.mu.Unlock()
+		return nil
+	}
+	kept, ok := c.cfg.Memory.Get(memoryKey(d))
+	c.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	m := &Manifest{
+		Descriptor: ocispec.Descriptor{MediaType: kept.MediaType, Digest: d, Size: int64(len(kept.Bytes))},
+		Body:       kept.Bytes,
+	}
+	c.use(m, now)
+	return m
+}
+
+// memorize keeps m in memory, unless it is large or its file was found to be gone
+// meanwhile.
+func (c *Cache) memorize(m *Manifest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.manifests[m.Digest] != nil && m.Size <= maxBody {
+		c.cfg.Memory.Put(memoryKey(m.Digest), memory.Content{MediaType: m.MediaType, Bytes: m.Body})
+	}
 }
 
 // store writes m to disk. A disk that can't be written costs the next caller a
@@ -261,6 +305,7 @@ func (c *Cache) store(m *Manifest) (stored bool) {
 		return false
 	}
 	c.use(m, time.Now())
+	c.memorize(m)
 	return true
 }
 

@@ -2,7 +2,6 @@ package manifestcache
 
 import (
 	"crypto/sha256"
-	"maps"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -11,15 +10,9 @@ import (
 	"larder/blobcache/durable"
 )
 
-const (
-	// touchAtMost is how often a use or a validation is written to disk as the
-	// file's mtime, and therefore what a crash may take from its life.
-	touchAtMost = time.Hour
-
-	// maxProven bounds how many blobs are remembered that upstream allowed
-	// though no manifest names them. Forgetting one costs a HEAD.
-	maxProven = 100_000
-)
+// touchAtMost is how often a use or a validation is written to disk as the
+// file's mtime, and therefore what a crash may take from its life.
+const touchAtMost = time.Hour
 
 // Right is what is known of a repository's right to a blob.
 type Right uint8
@@ -40,22 +33,25 @@ func newRight(repository string, d digest.Digest) right {
 	return right{repository: sha256.Sum256([]byte(repository)), digest: d}
 }
 
-// index is what is known of the files, and rebuilt from them.
+// index is what is known of the files, and rebuilt from them, and what upstream
+// has said beside.
 type index struct {
 	manifests map[digest.Digest]*entry
-	rights    map[right]*validation             // repository has manifest
-	namedBy   map[digest.Digest][]digest.Digest // blob to the manifests that name it
-	proven    map[right]time.Time               // repository has blob, says upstream
-	refused   map[right]bool                    // it has not, whatever its manifests name
+	rights    map[right]*validation // repository has manifest
+	layers    *layers               // what the manifests name
+	proofs    proofs
 }
 
 type entry struct {
+	digest  digest.Digest
 	size    int64
 	used    time.Time
-	touched time.Time       // the file's mtime
-	kind    kind            // as which it names what follows
-	blobs   []digest.Digest // that the manifest names
-	lists   []digest.Digest // the manifests that it names, if it is an index
+	touched time.Time // the file's mtime
+	kind    kind      // as which it names what follows
+
+	number uint32 // among the layers; 0: what it names is not remembered
+	blobs  packed // that the manifest names
+	lists  packed // the manifests that it names, if it is an index
 }
 
 // validation is upstream's word that a repository has a manifest.
@@ -72,30 +68,42 @@ func newIndex() index {
 	return index{
 		manifests: make(map[digest.Digest]*entry),
 		rights:    make(map[right]*validation),
-		namedBy:   make(map[digest.Digest][]digest.Digest),
-		proven:    make(map[right]time.Time),
-		refused:   make(map[right]bool),
+		layers:    newLayers(),
+		proofs:    newProofs(),
 	}
 }
 
 // Refers says whether some cached manifest of the repository names the blob d,
-// or upstream has allowed it.
+// which must be valid, or upstream has allowed it. Unknown may also mean that it
+// was forgotten.
 func (c *Cache) Refers(repository string, d digest.Digest) Right {
 	r := newRight(repository, d)
+	k := c.proofs.pair(r)
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	best := c.best(r, k)
+	c.mu.Unlock()
+	if best == Granted {
+		c.count.remembered.Add(1)
+	} else {
+		c.count.unremembered.Add(1)
+	}
+	return best
+}
+
+// best is the best right to a blob that anything says. Needs mu.
+func (c *Cache) best(r right, k pair) Right {
 	best := Unknown
-	if c.refused[r] {
+	if _, no := c.proofs.refused[k]; no {
 		return best
 	}
-	if at, ok := c.proven[r]; ok {
+	if at, ok := c.proofs.proof(k); ok {
 		best = c.judge(at)
 	}
-	for _, manifest := range c.namedBy[d] {
+	for e := range c.layers.naming(r.digest) {
 		if best == Granted {
 			break
 		}
-		if v := c.rights[right{r.repository, manifest}]; v != nil && (v.mediaType == "" || kindOf(v.mediaType) == c.manifests[manifest].kind) {
+		if v := c.rights[right{r.repository, e.digest}]; v != nil && (v.mediaType == "" || kindOf(v.mediaType) == e.kind) {
 			best = max(best, c.judge(v.at))
 		}
 	}
@@ -111,28 +119,35 @@ func (c *Cache) judge(validated time.Time) Right {
 
 // Remember notes that upstream has the blob d in the repository, now.
 func (c *Cache) Remember(repository string, d digest.Digest) {
+	k := c.proofs.pair(newRight(repository, d))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.proven) >= maxProven {
-		clear(c.proven)
-	}
-	r := newRight(repository, d)
-	c.proven[r] = time.Now()
-	delete(c.refused, r)
+	c.proofs.prove(k)
 }
 
-// Forget notes that upstream says that the blob d is not in the repository, or
-// not for us: from now on it is asked, whatever manifests name.
+// Forget notes that upstream says that the blob d, which must be valid, is not in
+// the repository, or not for us: from now on it is asked, whatever manifests name.
+// A no is not forgotten for another: if there are too many, the repository loses its
+// right to the manifests that name the blob, or may, so that none of them says yes.
 func (c *Cache) Forget(repository string, d digest.Digest) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	r := newRight(repository, d)
-	delete(c.proven, r)
-	if len(c.refused) >= maxProven { // whoever asks for what nobody has must not make room for what was revoked
-		maps.DeleteFunc(c.refused, func(r right, _ bool) bool { return len(c.namedBy[r.digest]) == 0 })
+	k := c.proofs.pair(r)
+	var naming []digest.Digest
+	c.mu.Lock()
+	if !c.proofs.refuse(k) {
+		blob := appendPacked(nil, d)
+		for m := range c.rights {
+			if m.repository != r.repository {
+				continue
+			}
+			if e := c.manifests[m.digest]; e == nil || e.number == 0 || e.blobs.has(blob) {
+				naming = append(naming, m.digest)
+			}
+		}
 	}
-	if len(c.refused) < maxProven {
-		c.refused[r] = true
+	c.mu.Unlock()
+	for _, m := range naming {
+		c.revoke(repository, m)
 	}
 }
 
@@ -235,15 +250,15 @@ func (c *Cache) touchEvery() time.Duration {
 
 // use notes that m, whose file has the given mtime, is used now.
 func (c *Cache) use(m *Manifest, mtime time.Time) {
-	now, name := time.Now(), manifestName(m.Digest)
+	now := time.Now()
 	c.mu.Lock()
 	e := c.manifests[m.Digest]
-	if e == nil {
+	if e == nil || e.number == 0 || e.kind != kindOf(m.MediaType) {
 		c.mu.Unlock()
 		named := namesOf(m)
 		c.mu.Lock()
-		e = c.add(m, mtime, named)
-		c.schedule(name, now)
+		e = c.add(m, mtime, now, named)
+		c.schedule(manifestName(m.Digest), now)
 	}
 	touch := c.usedAt(e, now)
 	c.mu.Unlock()
@@ -256,10 +271,15 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 // Needs mu.
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 	e.used = now
-	if touch = now.Sub(e.touched).Abs() >= c.touchEvery(); touch {
+	if touch = c.touchDue(e, now); touch {
 		e.touched = now
 	}
 	return touch
+}
+
+// touchDue reports whether a use of e now would be written to disk. Needs mu.
+func (c *Cache) touchDue(e *entry, now time.Time) bool {
+	return now.Sub(e.touched).Abs() >= c.touchEvery()
 }
 
 func (c *Cache) touch(d digest.Digest, now time.Time) {
@@ -269,7 +289,8 @@ func (c *Cache) touch(d digest.Digest, now time.Time) {
 }
 
 // Blobs lists the blobs of the image d, or of all images that the index d lists,
-// as far as their manifests are cached. This is a use of these manifests.
+// as far as their manifests are cached, and what they name is remembered. This is
+// a use of these manifests.
 func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	now := time.Now()
 	var blobs, touch []digest.Digest
@@ -284,9 +305,11 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 		if c.usedAt(e, now) {
 			touch = append(touch, d)
 		}
-		blobs = append(blobs, e.blobs...)
-		for _, m := range e.lists {
-			if !seen[m] {
+		for blob := range e.blobs.each() {
+			blobs = append(blobs, unpack(blob))
+		}
+		for one := range e.lists.each() {
+			if m := unpack(one); !seen[m] {
 				seen[m] = true
 				todo = append(todo, m)
 			}
@@ -299,15 +322,23 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	return blobs
 }
 
-// add makes m, which names others, known unless it is. Needs mu.
-func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
-	if e := c.manifests[m.Digest]; e != nil {
-		return e
+// add makes m known, which names others and was last used then, and remembered
+// what it names as what it is, unless that is so. Needs mu.
+func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
+	e, kind := c.manifests[m.Digest], kindOf(m.MediaType)
+	if e == nil {
+		e = &entry{digest: m.Digest, size: m.Size, touched: mtime}
+		c.manifests[m.Digest] = e
 	}
-	e := &entry{kind: kindOf(m.MediaType), size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
-	c.manifests[m.Digest] = e
-	for _, b := range e.blobs {
-		c.namedBy[b] = append(c.namedBy[b], m.Digest)
+	if e.number != 0 && e.kind != kind { // upstream has changed its mind
+		c.layers.remove(e)
+	}
+	if e.number == 0 {
+		e.kind = kind
+		if used.After(e.used) {
+			e.used = used
+		}
+		c.layers.add(e, named)
 	}
 	return e
 }
@@ -321,16 +352,9 @@ func (c *Cache) forget(d digest.Digest) {
 		return
 	}
 	delete(c.manifests, d)
+	c.cfg.Memory.Delete(memoryKey(d))
 	c.due.Delete(manifestName(d))
-	for _, b := range e.blobs {
-		var others []digest.Digest
-		for _, m := range c.namedBy[b] {
-			if m != d {
-				others = append(others, m)
-			}
-		}
-		if c.namedBy[b] = others; len(others) == 0 {
-			delete(c.namedBy, b)
-		}
+	if e.number != 0 {
+		c.layers.remove(e)
 	}
 }

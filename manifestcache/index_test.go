@@ -258,17 +258,6 @@ func TestRememberedBlobIsGrantedForTheTTL(t *testing.T) {
 	})
 }
 
-func TestRememberedBlobsAreBounded(t *testing.T) {
-	c := openCache(t, t.TempDir(), config())
-	up := newRepository("docker.io/library/alpine")
-	blob := digest.FromString("layer")
-	c.Remember(up.name, blob)
-	for i := range 100_000 {
-		c.Remember(up.name, digest.NewDigestFromBytes(digest.SHA256, []byte{byte(i), byte(i >> 8), byte(i >> 16)}))
-	}
-	wantRefers(t, c, up, blob, manifestcache.Unknown)
-}
-
 func TestRightsOfForeverAreNotAskedAbout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := running(t, t.TempDir(), config())

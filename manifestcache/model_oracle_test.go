@@ -174,14 +174,16 @@ func (r *modelRepository) wantRight(b digest.Digest) (least, most manifestcache.
 		return manifestcache.Unrenewed
 	}
 	if at, ok := r.proven[b]; ok {
-		least, most = judge(at), judge(at)
+		if most = judge(at); !r.bounded {
+			least = most
+		}
 	}
 	for _, doc := range r.documents {
 		a, ok := r.rights[doc.digest]
 		if !ok || !bytes.Contains(doc.body, []byte(b)) {
 			continue
 		}
-		if most = max(most, judge(a.at)); r.stored(doc) != "" {
+		if most = max(most, judge(a.at)); r.stored(doc) != "" && !r.bounded {
 			least = max(least, judge(a.at))
 		}
 	}
@@ -217,6 +219,27 @@ func (r *modelRepository) expire() {
 	}
 }
 
+// refuse notes that upstream has said no to a blob. What is one too many ends the
+// rights to the manifests that name it, and perhaps to others.
+func (r *modelRepository) refuse(b digest.Digest) {
+	n := 0
+	for _, other := range r.repositories {
+		n += len(other.refused)
+	}
+	delete(r.proven, b)
+	if !r.bounded || r.refused[b] || n < maxRefused {
+		r.refused[b] = true
+		return
+	}
+	for _, doc := range r.documents {
+		if _, err := os.Stat(r.rightPath(doc.digest)); err != nil {
+			delete(r.rights, doc.digest)
+		} else if bytes.Contains(doc.body, []byte(b)) {
+			r.t.Errorf("%s has a right to %s, which names a blob that it has not", r.name, doc.digest)
+		}
+	}
+}
+
 // reread is what is known after a restart: what the files say, and when.
 func (r *modelRepository) reread() {
 	clear(r.proven)
@@ -245,10 +268,11 @@ func (r *modelRepository) relearn() {
 	for _, tag := range tags {
 		data, err := os.ReadFile(r.tagPath(tag))
 		var content struct {
+			Reference  string             `json:"reference"`
 			Descriptor ocispec.Descriptor `json:"descriptor"`
 		}
-		if err != nil || json.Unmarshal(data, &content) != nil {
-			continue
+		if err != nil || json.Unmarshal(data, &content) != nil || content.Reference != r.name+":"+tag {
+			continue // or another tag's
 		}
 		fi, err := os.Stat(r.tagPath(tag))
 		r.must(err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"larder/blobcache/memory"
 	"larder/manifestcache"
 )
 
@@ -55,6 +56,8 @@ type model struct {
 	random       *rand.Rand // of the goroutine that calls run
 	dir          string
 	cfg          manifestcache.Config
+	memory       bool // manifests are kept in memory
+	bounded      bool // next to nothing is remembered
 	cache        *manifestcache.Cache
 	stop         func()
 	documents    []document
@@ -68,6 +71,7 @@ func newModel(t *testing.T, seed uint64, dir string) *model {
 	m.cfg.StaleIf = func(err error) bool { return errors.Is(err, errDown) || errors.Is(err, manifestcache.ErrDigest) }
 	m.cfg.TTL = []time.Duration{0, 0, 2 * time.Hour}[m.random.IntN(3)]
 	m.cfg.TagTTL = []time.Duration{0, time.Minute}[m.random.IntN(2)]
+	m.memory, m.bounded = m.random.IntN(2) == 0, m.random.IntN(3) == 0
 	for i := range 3 {
 		m.blobs = append(m.blobs, digest.FromString(fmt.Sprint("blob ", i)))
 	}
@@ -86,7 +90,7 @@ func newModel(t *testing.T, seed uint64, dir string) *model {
 	m.open()
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("TTL %v, TagTTL %v\n%s", m.cfg.TTL, m.cfg.TagTTL, m.trail)
+			t.Logf("TTL %v, TagTTL %v, memory %v, bounded %v\n%s", m.cfg.TTL, m.cfg.TagTTL, m.memory, m.bounded, m.trail)
 		}
 	})
 	return m
@@ -96,7 +100,18 @@ func (m *model) note(format string, args ...any) {
 	m.trail = append(m.trail, fmt.Sprintf(format, args...)+"\n")
 }
 
-func (m *model) open() { m.cache, m.stop = running(m.t, m.dir, m.cfg) }
+func (m *model) open() {
+	if m.memory {
+		m.cfg.Memory = memory.New(1 << 20)
+	}
+	m.cache, m.stop = running(m.t, m.dir, m.cfg)
+	if m.bounded {
+		m.cache.Bound(3, 2, maxRefused)
+	}
+}
+
+// maxRefused is how many refusals are remembered if next to nothing is.
+const maxRefused = 2
 
 func (m *model) document() document { return m.documents[m.random.IntN(len(m.documents))] }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"larder/blobcache/memory"
 	"larder/manifestcache"
 )
 
@@ -185,14 +186,13 @@ func (r *modelRepository) learn(b digest.Digest) {
 	if r.random.IntN(2) == 0 {
 		r.note("%s: has blob %s", r.name, b[:12])
 		r.cache.Remember(r.name, b)
-		r.proven[b] = time.Now()
+		r.proven[b] = time.Now().Truncate(time.Second)
 		delete(r.refused, b)
 		return
 	}
 	r.note("%s: has not blob %s", r.name, b[:12])
 	r.cache.Forget(r.name, b)
-	delete(r.proven, b)
-	r.refused[b] = true
+	r.refuse(b)
 }
 
 // damage is done by a hand in the directory.
@@ -201,10 +201,13 @@ func (r *modelRepository) damage() {
 	manifest, link, right := manifestPath(r.dir, doc.digest), tagPath(r.dir, &repository{name: r.name}, tag), rightPath(r.dir, &repository{name: r.name}, doc.digest)
 	kind := r.random.IntN(10)
 	r.note("%s: damage %d to %s, %s", r.name, kind, doc.digest[:12], tag)
+	if kind%2 == 0 { // when the file is next read is then no question
+		r.cfg.Memory.Delete(memory.Key{Kind: memory.Manifest, Digest: doc.digest})
+	}
 	exists := func(path string) bool { fi, err := os.Stat(path); return err == nil && fi.Mode().IsRegular() }
 	switch path := []string{manifest, link}[kind%2]; {
 	case kind >= 8: // a right can only be taken away
-		if exists(right) && r.cfg.TTL == 0 { // else it might expire unseen
+		if exists(right) && r.cfg.TTL == 0 && !r.bounded { // else it might expire, or be revoked, unseen
 			a := r.rights[doc.digest]
 			a.removed = true
 			r.rights[doc.digest] = a

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"larder/blobcache"
+	"larder/blobcache/memory"
 	"larder/handler"
 	"larder/handler/admin"
 	"larder/handler/middleware"
@@ -49,16 +51,17 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.blobs, err = blobcache.Open(root(t), blobcache.Config{TTL: time.Hour, Observe: metrics.Stored("blob")}); err != nil {
+	kept := memory.New(1 << 20)
+	if l.blobs, err = blobcache.Open(root(t), blobcache.Config{TTL: time.Hour, Memory: kept, Observe: metrics.Stored("blob")}); err != nil {
 		t.Fatal(err)
 	}
 	l.manifests, err = manifestcache.Open(root(t), manifestcache.Config{
-		TagTTL: time.Hour, StaleIf: upstream.Unreachable, Observe: metrics.Stored("manifest"),
+		TagTTL: time.Hour, StaleIf: upstream.Unreachable, Memory: kept, Observe: metrics.Stored("manifest"),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Limit: new(middleware.LimitCounts)})
+	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Memory: kept, Upstreams: upstreams, Limit: new(middleware.LimitCounts)})
 	h := handler.New(handler.Config{Upstreams: upstreams, Blobs: l.blobs, Manifests: l.manifests})
 	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe, Running: metrics.Running, Identify: h.Identify}, "metrics", "readonly")
 	if err != nil {
@@ -246,6 +249,12 @@ func TestMetrics(t *testing.T) {
 		`larder_upstream_errors_total{host="ghcr.io",op="head manifest",reason="unreachable"}`: "1",
 		`larder_store_duration_seconds_count{kind="blob",op="commit"}`:                         "1",
 		`larder_store_duration_seconds_count{kind="manifest",op="commit"}`:                     "2", // the manifest and its tag
+		`larder_remembered_layers`:                                                             "3", // a config, a layer; and that one as upstream said so
+		`larder_remembered_layer_hits_total`:                                                   "3",
+		`larder_remembered_layer_misses_total`:                                                 "0",
+		`larder_memory_entries`:                                                                "1",
+		`larder_memory_hits_total`:                                                             "2",
+		`larder_memory_max_bytes`:                                                              "1.048576e+06",
 	}
 	for name, value := range want {
 		if got[name] != value {
@@ -285,6 +294,36 @@ func TestMetricsOfFaults(t *testing.T) {
 		`larder_digest_mismatches_total{kind="manifest"}`:              "1",
 		`larder_requests_total{code="502",kind="blob",outcome=""}`:     "1",
 		`larder_requests_total{code="499",kind="manifest",outcome=""}`: "1",
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %q, want %s", name, got[name], want)
+		}
+	}
+}
+
+func TestMetricsOfMemory(t *testing.T) {
+	l := newLarder(t)
+	path := "/v2/a/b/blobs/" + l.hub.AddBlob("a/b", make([]byte, 1000)).String()
+	for i := range 3 { // from upstream, from disk, from memory
+		r := httptest.NewRequest("GET", path, nil)
+		r.RemoteAddr = fmt.Sprintf("192.0.2.%d:80", i) // one who asks so often has doubts
+		l.registry.ServeHTTP(httptest.NewRecorder(), r)
+		if err := l.stored(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask(l.registry, "GET", "/v2/a/c/blobs/"+digest.FromString("what upstream has not").String())
+	ask(l.registry, "HEAD", strings.Replace(path, "a/b", "a/c", 1)) // is cached, and may be theirs alone
+	got := l.scrape(t)
+	for name, want := range map[string]string{
+		`larder_memory_hits_total`:              "1",
+		`larder_memory_misses_total`:            "1",
+		`larder_memory_entries`:                 "1",
+		`larder_memory_bytes`:                   "1295", // with the digest, and what an entry takes
+		`larder_remembered_layers`:              "1",
+		`larder_remembered_layer_hits_total`:    "3",
+		`larder_remembered_layer_misses_total`:  "1",
+		`larder_cache_entries{kind="manifest"}`: "0",
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %q, want %s", name, got[name], want)

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"larder/blobcache"
+	"larder/blobcache/memory"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
 	"larder/manifestcache"
@@ -34,6 +35,7 @@ type Metrics struct {
 type Sources struct {
 	Blobs     interface{ Stats() blobcache.Stats }
 	Manifests interface{ Stats() manifestcache.Stats }
+	Memory    *memory.Cache // nil: none
 	Upstreams interface{ Stats() upstream.Stats }
 	Limit     interface{ Stats() middleware.LimitStats }
 }
@@ -151,6 +153,14 @@ var (
 	mismatchesDesc = prometheus.NewDesc("larder_digest_mismatches_total", "Answers of upstreams that were thrown away because their bytes were wrong.", []string{"kind"}, nil)
 	damagedDesc    = prometheus.NewDesc("larder_damaged_total", "Files of the cache that were thrown away because they were not what was stored.", []string{"kind"}, nil)
 	expiredDesc    = prometheus.NewDesc("larder_expired_total", "Files removed at the end of their time to live.", []string{"kind"}, nil)
+	rememberedDesc = prometheus.NewDesc("larder_remembered_layers", "Blobs of which is remembered that a repository has them.", nil, nil)
+	remHitsDesc    = prometheus.NewDesc("larder_remembered_layer_hits_total", "Blobs asked for of which that was remembered.", nil, nil)
+	remMissesDesc  = prometheus.NewDesc("larder_remembered_layer_misses_total", "Blobs asked for of which upstream had to say that.", nil, nil)
+	memHitsDesc    = prometheus.NewDesc("larder_memory_hits_total", "Manifests and small blobs taken from memory.", nil, nil)
+	memMissesDesc  = prometheus.NewDesc("larder_memory_misses_total", "Manifests and small blobs that were not in memory.", nil, nil)
+	memBytesDesc   = prometheus.NewDesc("larder_memory_bytes", "What manifests and small blobs take in memory.", nil, nil)
+	memEntriesDesc = prometheus.NewDesc("larder_memory_entries", "Manifests and small blobs in memory.", nil, nil)
+	memMaxDesc     = prometheus.NewDesc("larder_memory_max_bytes", "What they may take in memory.", nil, nil)
 	openDesc       = prometheus.NewDesc("larder_upstream_breaker_open", "1 while an upstream is left alone because it has failed.", []string{"host", "url"}, nil)
 	tripsDesc      = prometheus.NewDesc("larder_upstream_breaker_trips_total", "How often an upstream has begun to be left alone.", []string{"host", "url"}, nil)
 	heldDesc       = prometheus.NewDesc("larder_upstream_held_repositories", "Repositories that an upstream is not asked about, after 429 or failures that are theirs alone.", []string{"host", "url"}, nil)
@@ -169,6 +179,7 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 		fillsDesc, entriesDesc, bytesDesc, maxDesc, reservedDesc, evictedDesc, evictedBDesc, passedDesc, storeDesc,
 		scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc,
 		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc, runningDesc, queuedDesc, refusedDesc,
+		rememberedDesc, remHitsDesc, remMissesDesc, memHitsDesc, memMissesDesc, memBytesDesc, memEntriesDesc, memMaxDesc,
 	} {
 		ch <- d
 	}
@@ -222,6 +233,16 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter(damagedDesc, m.Damaged, "manifest")
 	counter(expiredDesc, m.Expired, "manifest")
 	counter(failedDesc, m.ExpireErrors, "manifest")
+	gauge(rememberedDesc, m.Remembered)
+	counter(remHitsDesc, m.RememberedHits)
+	counter(remMissesDesc, m.RememberedMisses)
+
+	k := c.from.Memory.Stats()
+	counter(memHitsDesc, k.Hits)
+	counter(memMissesDesc, k.Misses)
+	gauge(memBytesDesc, k.Bytes)
+	gauge(memEntriesDesc, k.Entries)
+	gauge(memMaxDesc, k.MaxBytes)
 
 	u := c.from.Upstreams.Stats()
 	for host, answers := range u.Answers {

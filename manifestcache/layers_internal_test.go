@@ -1,0 +1,216 @@
+package manifestcache
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// blobs makes n digests, each other than all that were made from before.
+func blobs(from, n int) (list []digest.Digest) {
+	algorithms := []digest.Algorithm{digest.SHA256, digest.SHA256, digest.SHA512, digest.SHA384}
+	for i := from; i < from+n; i++ {
+		list = append(list, algorithms[i%len(algorithms)].FromString(fmt.Sprint("blob ", i)))
+	}
+	return list
+}
+
+func naming(l *layers, d digest.Digest) (list []digest.Digest) {
+	for e := range l.naming(d) {
+		list = append(list, e.digest)
+	}
+	slices.Sort(list)
+	return list
+}
+
+func TestPackedDigestsAreTheSame(t *testing.T) {
+	list := blobs(0, 20)
+	var got []digest.Digest
+	for one := range pack(list).each() {
+		got = append(got, unpack(one))
+	}
+	if !slices.Equal(got, list) {
+		t.Errorf("got %v, want %v", got, list)
+	}
+	for range pack(list).each() {
+		break
+	}
+}
+
+// TestLayersAreThoseOfAMap compares with what needs no thought.
+func TestLayersAreThoseOfAMap(t *testing.T) {
+	for seed := range uint64(50) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		l := newLayers()
+		all := blobs(0, 40)
+		known := make(map[*entry][]digest.Digest)
+		for i := range 600 {
+			if random.IntN(5) < 3 {
+				e := &entry{digest: digest.Digest(fmt.Sprint(i)), used: time.Unix(random.Int64N(100), 0)}
+				var named names
+				for _, b := range all {
+					if random.IntN(10) == 0 {
+						named.blobs = append(named.blobs, b)
+					}
+				}
+				named.manifests = blobs(1000, random.IntN(3))
+				l.add(e, named)
+				known[e] = named.blobs
+			} else {
+				for e := range known { // any
+					l.remove(e)
+					delete(known, e)
+					break
+				}
+			}
+		}
+		for _, b := range all {
+			var want []digest.Digest
+			for e, named := range known {
+				if slices.Contains(named, b) {
+					want = append(want, e.digest)
+				}
+			}
+			slices.Sort(want)
+			if got := naming(l, b); !slices.Equal(got, want) {
+				t.Fatalf("seed %d: %s is named by %v, want %v", seed, b, got, want)
+			}
+		}
+		for e := range known {
+			l.remove(e)
+		}
+		if l.held != 0 || l.taken != 0 || len(l.free) != len(l.numbered)-1 {
+			t.Fatalf("seed %d: empty, and still %d held, %d slots taken, %d of %d numbers free", seed, l.held, l.taken, len(l.free), len(l.numbered))
+		}
+	}
+}
+
+func TestLeastRecentlyUsedImageIsForgotten(t *testing.T) {
+	l := newLayers()
+	l.max = 40
+	var images []*entry
+	for i := range 10 {
+		e := &entry{digest: digest.Digest(fmt.Sprint(i)), used: time.Unix(int64(i), 0)}
+		images = append(images, e)
+		if i == 4 {
+			images[0].used = time.Unix(100, 0) // again
+		}
+		l.add(e, names{blobs: blobs(10*i, 7), manifests: blobs(10*i+7, 3)})
+	}
+	for i, e := range images {
+		kept := i == 0 || i >= 7
+		if got := len(naming(l, blobs(10*i, 1)[0])) == 1; got != kept || (e.number != 0) != kept || (e.blobs != "") != kept || (e.lists != "") != kept {
+			t.Errorf("image %d is remembered: %t, want %t", i, got, kept)
+		}
+	}
+	if l.held != 40 {
+		t.Errorf("%d digests are remembered, want 40", l.held)
+	}
+}
+
+// A blob that all name must not make everything slow, nor be given out for it.
+func TestBlobThatVeryManyImagesName(t *testing.T) {
+	l := newLayers()
+	shared, none := blobs(0, 1), blobs(1, 1)[0]
+	var images []*entry
+	for i := range 3 * crowd {
+		e := &entry{digest: digest.Digest(fmt.Sprint(i))}
+		images = append(images, e)
+		l.add(e, names{blobs: append(blobs(2+i, 1), shared...)})
+	}
+	if n := len(naming(l, shared[0])); n != crowd || len(naming(l, none)) != 0 {
+		t.Errorf("%d images are known to name the blob, want %d", n, crowd)
+	}
+	for i, e := range images {
+		if got := naming(l, blobs(2+i, 1)[0]); len(got) != 1 || got[0] != e.digest {
+			t.Fatalf("the other blob of image %d is named by %v", i, got)
+		}
+	}
+	for _, e := range images {
+		l.remove(e)
+	}
+	if l.held != 0 || l.taken != 0 {
+		t.Errorf("empty, and still %d held, %d slots taken", l.held, l.taken)
+	}
+}
+
+// grown is by how much the heap grows while make makes something.
+func grown(make func() any) int64 {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	made := make()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	runtime.KeepAlive(made)
+	return int64(after.HeapAlloc) - int64(before.HeapAlloc)
+}
+
+// TestRememberedDigestTakes64Bytes measures at sizes between two doublings of a
+// table, the worst included.
+func TestRememberedDigestTakes64Bytes(t *testing.T) {
+	const most = 64
+	const layers = 12 // of an image, its config among them
+	r := newRight("docker.io/library/alpine", "")
+	hash := func(i int) digest.Digest { return digest.FromString(fmt.Sprint(i)) }
+	ways := map[string]func(n int) any{
+		"named": func(n int) any {
+			l := newLayers()
+			for i := 0; i < n; i += layers {
+				var named names
+				for j := range layers {
+					named.blobs = append(named.blobs, hash(i+j))
+				}
+				l.add(new(entry), named)
+			}
+			return l
+		},
+		"proven": func(n int) any {
+			p := newProofs()
+			for i := range n {
+				r.digest = hash(i)
+				p.prove(p.pair(r))
+			}
+			return &p
+		},
+		"refused": func(n int) any {
+			p := newProofs()
+			for i := range n {
+				r.digest = hash(i)
+				p.refuse(p.pair(r))
+			}
+			return &p
+		},
+	}
+	for name, make := range ways {
+		for _, n := range []int{98_400, 100_000, 120_000, 150_000, maxNamed} {
+			if name == "refused" {
+				n = min(n, maxRefused)
+			}
+			per := float64(grown(func() any { return make(n) })) / float64(n)
+			t.Logf("%s, %d: %.1f bytes each", name, n, per)
+			if per > most {
+				t.Errorf("%s: %d remembered digests take %.1f bytes each, want %d at most", name, n, per, most)
+			}
+		}
+	}
+}
+
+func BenchmarkNaming(b *testing.B) {
+	l := newLayers()
+	for i := 0; i < maxNamed; i += 10 {
+		l.add(new(entry), names{blobs: blobs(i, 10)})
+	}
+	d := blobs(12345, 1)[0]
+	b.ReportAllocs()
+	for b.Loop() {
+		for range l.naming(d) {
+			break
+		}
+	}
+}
