@@ -179,7 +179,7 @@ func (c *Cache) foundManifest(d digest.Digest, name string) {
 	if err != nil {
 		return
 	}
-	named := namesOf(m.Body)
+	named := namesOf(m.MediaType, m.Body)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.add(m, mtime, named)

@@ -92,7 +92,7 @@ func decodeManifest(d digest.Digest, data []byte) (*Manifest, error) {
 	if err := json.Unmarshal(line, &head); err != nil || !ok || head.Size != int64(len(body)) || head.MediaType == "" {
 		return nil, errDamaged
 	}
-	if d.Algorithm().FromBytes(body) != d || head.Sum != crc32.ChecksumIEEE([]byte(head.MediaType)) {
+	if !has(d, head.MediaType, body) || head.Sum != crc32.ChecksumIEEE([]byte(head.MediaType)) {
 		return nil, errDamaged
 	}
 	return &Manifest{Descriptor: ocispec.Descriptor{MediaType: head.MediaType, Digest: d, Size: head.Size}, Body: body}, nil

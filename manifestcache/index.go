@@ -2,7 +2,6 @@ package manifestcache
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"path"
 	"time"
 
@@ -43,7 +42,7 @@ func newRight(repository string, d digest.Digest) right {
 type index struct {
 	manifests map[digest.Digest]*entry
 	rights    map[right]*validation             // repository has manifest
-	namedBy   map[digest.Digest][]digest.Digest // blob to the manifests that name it
+	namedBy   map[digest.Digest][]digest.Digest // blob to the manifests that name it, of registered types
 	proven    map[right]time.Time               // repository has blob, says upstream
 	refused   map[right]bool                    // it has not, whatever its manifests name
 }
@@ -231,7 +230,7 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 	e := c.manifests[m.Digest]
 	if e == nil {
 		c.mu.Unlock()
-		named := namesOf(m.Body)
+		named := namesOf(m.MediaType, m.Body)
 		c.mu.Lock()
 		e = c.add(m, mtime, named)
 		c.schedule(name, now)
@@ -297,6 +296,9 @@ func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
 	}
 	e := &entry{size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
 	c.manifests[m.Digest] = e
+	if named.guessed {
+		return e // and no right to anything
+	}
 	for _, b := range e.blobs {
 		c.namedBy[b] = append(c.namedBy[b], m.Digest)
 	}
@@ -324,41 +326,4 @@ func (c *Cache) forget(d digest.Digest) {
 			delete(c.namedBy, b)
 		}
 	}
-}
-
-// names is what a manifest names.
-type names struct{ blobs, manifests []digest.Digest }
-
-// namesOf lists what a manifest of any kind names, each once.
-func namesOf(body []byte) names {
-	type named struct {
-		Digest digest.Digest `json:"digest"`
-	}
-	var doc struct {
-		Config    named   `json:"config"`
-		Layers    []named `json:"layers"`
-		Blobs     []named `json:"blobs"` // artifact manifests
-		Manifests []named `json:"manifests"`
-		FSLayers  []struct {
-			BlobSum digest.Digest `json:"blobSum"`
-		} `json:"fsLayers"` // Docker's schema 1
-	}
-	if json.Unmarshal(body, &doc) != nil {
-		return names{}
-	}
-	blobs := append(append(doc.Layers, doc.Blobs...), doc.Config)
-	for _, l := range doc.FSLayers {
-		blobs = append(blobs, named{l.BlobSum})
-	}
-	once := func(all []named) (list []digest.Digest) {
-		seen := make(map[digest.Digest]bool, len(all))
-		for _, n := range all {
-			if n.Digest.Validate() == nil && !seen[n.Digest] {
-				seen[n.Digest] = true
-				list = append(list, n.Digest)
-			}
-		}
-		return list
-	}
-	return names{once(blobs), once(doc.Manifests)}
 }
