@@ -20,7 +20,7 @@ func TestConfigDefaults(t *testing.T) {
 		Addr: "127.0.0.1:5000", AdminAddr: "127.0.0.1:5001", UpstreamList: "docker.io", CacheDir: filepath.Join(home, ".cache", "larder"),
 		ScrubInterval: 168 * time.Hour, ScrubRate: 16 << 20,
 		MinFree: limit{Bytes: 1 << 30, Percent: 5},
-		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, FetchConnections: 4, UpstreamConnections: 32, RateLimitFloor: 5,
+		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, ListTTL: time.Minute, FetchConnections: 4, UpstreamConnections: 32, RateLimitFloor: 5,
 		LogLevel: zapcore.InfoLevel, LogFormat: "json", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
@@ -65,6 +65,7 @@ func TestConfigValues(t *testing.T) {
 		"never":           {[]string{"LARDER_BLOB_TTL=0"}, func(c *config) any { return c.BlobTTL }, time.Duration(0)},
 		"manifest TTL":    {[]string{"LARDER_MANIFEST_TTL=24h"}, func(c *config) any { return c.ManifestTTL }, 24 * time.Hour},
 		"tag TTL":         {[]string{"LARDER_TAG_TTL=5m"}, func(c *config) any { return c.TagTTL }, 5 * time.Minute},
+		"list TTL":        {[]string{"LARDER_LIST_TTL=0"}, func(c *config) any { return c.ListTTL }, time.Duration(0)},
 		"max size":        {[]string{"LARDER_MAX_SIZE=50GiB"}, func(c *config) any { return c.MaxSize }, limit{Bytes: 50 << 30}},
 		"max size, share": {[]string{"LARDER_MAX_SIZE=80%"}, func(c *config) any { return c.MaxSize }, limit{Percent: 80}},
 		"max size, both":  {[]string{"LARDER_MAX_SIZE=1.5g, 12.5%"}, func(c *config) any { return c.MaxSize }, limit{Bytes: 3 << 29, Percent: 12.5}},
@@ -140,6 +141,7 @@ var bad = map[string]struct {
 	"floor":                 {[]string{"LARDER_RATELIMIT_FLOOR=-1"}, []string{"LARDER_RATELIMIT_FLOOR"}},
 	"upstream connections":  {[]string{"LARDER_UPSTREAM_CONNECTIONS=many"}, []string{"LARDER_UPSTREAM_CONNECTIONS"}},
 	"tag TTL negative":      {[]string{"LARDER_TAG_TTL=-1ns"}, []string{"LARDER_TAG_TTL"}},
+	"list TTL negative":     {[]string{"LARDER_LIST_TTL=-1s"}, []string{"LARDER_LIST_TTL"}},
 	"grace":                 {[]string{"LARDER_SHUTDOWN_GRACE=-20s"}, []string{"LARDER_SHUTDOWN_GRACE"}},
 	"grace, no unit":        {[]string{"LARDER_SHUTDOWN_GRACE=5"}, []string{"LARDER_SHUTDOWN_GRACE"}},
 	"level":                 {[]string{"LARDER_LOG_LEVEL=hush"}, []string{"LARDER_LOG_LEVEL"}},

@@ -145,8 +145,9 @@ func (p *program) openCaches() error {
 		return err
 	}
 	p.manifests, err = manifestcache.Open(manifests, manifestcache.Config{
-		TTL:    p.cfg.ManifestTTL,
-		TagTTL: p.cfg.TagTTL,
+		TTL:     p.cfg.ManifestTTL,
+		TagTTL:  p.cfg.TagTTL,
+		ListTTL: p.cfg.ListTTL,
 		StaleIf: func(err error) bool { // an upstream that lies can't answer either
 			return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest)
 		},

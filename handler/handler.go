@@ -1,5 +1,6 @@
 // Package handler answers GET and HEAD under /v2/ as the OCI distribution spec
-// says: from the caches what they have, from upstream what they do not.
+// says: from the caches what they have, from upstream what they do not. Under
+// /extensions/v2/ are signatures, as OpenShift's registry has them.
 package handler
 
 import (
@@ -80,7 +81,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *middleware.Note) error {
 	if rt.kind == kindBase {
-		serveBase(w, r)
+		h.serveBase(w, r)
 		return nil
 	}
 	ns, err := namespace(r.URL)
@@ -115,6 +116,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *
 		return h.serveBlob(w, r, repo, rt.digest)
 	case kindTags:
 		return h.serveTags(w, r, repo)
+	case kindSignatures:
+		return h.serveSignatures(w, r, repo, rt.digest)
 	default:
 		return h.serveReferrers(w, r, repo, rt.digest)
 	}
@@ -130,11 +133,12 @@ func (h *Handler) allowed(repository string) bool {
 
 // The kinds of requests.
 const (
-	kindBase      = "base"
-	kindManifest  = "manifest"
-	kindBlob      = "blob"
-	kindTags      = "tags"
-	kindReferrers = "referrers"
+	kindBase       = "base"
+	kindManifest   = "manifest"
+	kindBlob       = "blob"
+	kindTags       = "tags"
+	kindReferrers  = "referrers"
+	kindSignatures = "signatures"
 )
 
 // route is what a path asks for. Its reference has the form of a tag or digest;
@@ -149,11 +153,12 @@ type route struct {
 // parseRoute reads the path of u from the right. Elements may be
 // percent-encoded, as some clients do with a digest's colon; slashes may not.
 func parseRoute(u *url.URL) (route, error) {
-	path, ok := strings.CutPrefix(u.EscapedPath(), "/v2")
+	path, isExtension := strings.CutPrefix(u.EscapedPath(), "/extensions")
+	path, ok := strings.CutPrefix(path, "/v2")
 	if !ok || (path != "" && path[0] != '/') {
 		return route{}, notFound("larder answers under /v2/ only")
 	}
-	if path == "" || path == "/" {
+	if (path == "" || path == "/") && !isExtension {
 		return route{kind: kindBase}, nil
 	}
 	elements := strings.Split(path[1:], "/")
@@ -171,17 +176,18 @@ func parseRoute(u *url.URL) (route, error) {
 		return route{}, notFound("no such endpoint")
 	}
 	rt := route{name: strings.Join(elements[:n-2], "/"), reference: elements[n-1]}
-	switch elements[n-2] {
-	case "manifests":
+	switch endpoint := elements[n-2]; {
+	case isExtension && endpoint == "signatures":
+		rt.kind = kindSignatures
+	case isExtension:
+		return route{}, notFound("no such endpoint")
+	case endpoint == "manifests":
 		rt.kind = kindManifest
-	case "blobs":
+	case endpoint == "blobs":
 		rt.kind = kindBlob
-	case "referrers":
+	case endpoint == "referrers":
 		rt.kind = kindReferrers
-	case "tags":
-		if rt.reference != "list" {
-			return route{}, notFound("no such endpoint")
-		}
+	case endpoint == "tags" && rt.reference == "list":
 		rt.kind, rt.reference = kindTags, ""
 		return rt, nil
 	default:
@@ -238,7 +244,10 @@ func namespace(u *url.URL) (string, error) {
 }
 
 // serveBase tells clients that this is a registry.
-func serveBase(w http.ResponseWriter, r *http.Request) {
+func (h *Handler) serveBase(w http.ResponseWriter, r *http.Request) {
+	if h.upstreams.AnnouncesSignatures() {
+		w.Header().Set("X-Registry-Supports-Signatures", "1")
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", "2")
 	w.WriteHeader(http.StatusOK)

@@ -25,12 +25,14 @@ import (
 //	tags/ab/abcdef…              what a tag points at; the name is a hash of "repository:tag"
 //	repositories/abcdef…/D       the repository (a hash of its name) has the manifest D, as what is
 //	                             in the file: its media type, which no digest covers
+//	lists/abcdef…/abcdef…        a list of the repository; the name is a hash of its path and query
 //
 // A manifest is one line of JSON, its header, and then its bytes. The mtime of
 // a manifest is its last use; that of the others, when upstream last said so.
 const (
 	tagDir        = "tags"
 	repositoryDir = "repositories"
+	listDir       = "lists"
 )
 
 // maxManifest bounds what is read of a file that claims to be a manifest; it is

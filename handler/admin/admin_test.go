@@ -215,6 +215,8 @@ func TestMetrics(t *testing.T) {
 		`larder_cache_entries{kind="blob"}`:                                           "1",
 		`larder_cache_bytes{kind="blob"}`:                                             "100000",
 		`larder_cache_entries{kind="manifest"}`:                                       "1",
+		`larder_cache_entries{kind="list"}`:                                           "1",
+		`larder_cache_bytes{kind="list"}`:                                             "4096",
 		`larder_cache_entries{kind="partial"}`:                                        "0",
 		`larder_cache_bytes{kind="partial"}`:                                          "0",
 		`larder_fills`:                                                                "0",

@@ -134,6 +134,8 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	m := c.from.Manifests.Stats()
 	gauge(entriesDesc, m.Entries, "manifest")
 	gauge(bytesDesc, m.Bytes, "manifest")
+	gauge(entriesDesc, m.Lists, "list")
+	gauge(bytesDesc, m.ListBytes, "list")
 	counter(mismatchesDesc, m.Mismatches, "manifest")
 	counter(damagedDesc, m.Damaged, "manifest")
 	counter(expiredDesc, m.Expired, "manifest")

@@ -1,0 +1,323 @@
+package manifestcache
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+
+	"larder/blobcache/durable"
+)
+
+// Clients choose what is listed and how: n and last, the subject, the type. These
+// bound what is kept of it; the list that was not used for longest goes.
+const (
+	maxLists     = 256      // of one repository
+	maxListBytes = 64 << 20 // of all, in whole blocks: of empty ones there are 16,384
+	listBlock    = 4 << 10
+)
+
+// List is a page of what upstream lists of a repository: its tags, say. The Body
+// is shared and must not be changed.
+type List struct {
+	ContentType string
+	Filters     string // that upstream has applied; "": none
+	Next        string // the query that gets the next page; "": this is the last
+	Body        []byte
+	Outcome     Outcome
+	Age         time.Duration // since upstream sent it
+}
+
+// listHeader is the first line of a list's file; the body follows it. The mtime
+// is when upstream last sent this.
+type listHeader struct {
+	List        string        `json:"list"` // without its query, which may hold what is nobody's business
+	ContentType string        `json:"contentType"`
+	Filters     string        `json:"filters,omitempty"`
+	Next        string        `json:"next,omitempty"`
+	Sum         digest.Digest `json:"sum"` // of the key, the header without it, and the body
+}
+
+// lists are the files with lists, by name.
+type lists struct {
+	mu       sync.Mutex // guards what follows
+	used     map[string]*listEntry
+	bytes    int64          // of all
+	siblings map[string]int // how many by directory, which is the repository
+}
+
+type listEntry struct {
+	bytes int64 // on disk, in whole blocks
+	at    time.Time
+}
+
+func newLists() lists {
+	return lists{used: make(map[string]*listEntry), siblings: make(map[string]int)}
+}
+
+// List returns the list of a repository that name, a path with a query, stands
+// for. fetch gets it from upstream, which is asked unless it was within ListTTL;
+// many who ask at the same time are one question.
+func (c *Cache) List(ctx context.Context, repository, name string, fetch func(context.Context) (*List, error)) (*List, error) {
+	if l := c.freshList(repository, name); l != nil {
+		return l, nil
+	}
+	return once(ctx, c, "list "+listKey(repository, name), func(ctx context.Context) (*List, error) {
+		// Who comes when another question has just been answered finds the answer.
+		if l := c.freshList(repository, name); l != nil {
+			return l, nil
+		}
+		return c.fetchList(ctx, repository, name, fetch)
+	})
+}
+
+// freshList is the list, if upstream need not be asked for it, or nil.
+func (c *Cache) freshList(repository, name string) *List {
+	if c.cfg.ListTTL == 0 {
+		return nil
+	}
+	l := c.readList(repository, name)
+	if l == nil || l.Age >= c.cfg.ListTTL {
+		return nil
+	}
+	l.Outcome = Hit
+	return l
+}
+
+// fetchList asks upstream. As with a tag, no answer leaves the list as it was, and
+// a no ends it.
+func (c *Cache) fetchList(ctx context.Context, repository, name string, fetch func(context.Context) (*List, error)) (*List, error) {
+	l, err := fetch(ctx)
+	if err == nil {
+		c.storeList(repository, name, l)
+		l.Outcome, l.Age = Miss, 0
+		return l, nil
+	}
+	if c.cfg.GoneIf(err) {
+		c.removeList(listName(repository, name))
+		return nil, err
+	}
+	if !c.cfg.StaleIf(err) {
+		return nil, err
+	}
+	old := c.readList(repository, name)
+	if old == nil {
+		return nil, err
+	}
+	c.log.Warn("upstream can't list; answering with what it last said",
+		zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Duration("age", old.Age), zap.Error(err))
+	old.Outcome = Stale
+	return old, nil
+}
+
+// readList reads a list from disk and notes the use, or returns nil.
+func (c *Cache) readList(repository, name string) *List {
+	file := listName(repository, name)
+	data, mtime, err := c.readFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.lists.forget(file)
+		return nil
+	}
+	if saysNothing(err) {
+		c.log.Error("list can't be read now", zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Error(err))
+		return nil
+	}
+	var l *List
+	if err == nil {
+		l, err = decodeList(listKey(repository, name), data)
+	}
+	if err != nil {
+		c.count.damaged.Add(1)
+		c.log.Error("list file is damaged; asking upstream", zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Error(err))
+		c.removeList(file)
+		return nil
+	}
+	c.useList(file, int64(len(data)), time.Now())
+	l.Age = max(time.Since(mtime), 0)
+	return l
+}
+
+// storeList writes to disk what upstream has just sent. If it is what is there
+// already, only its time is new.
+func (c *Cache) storeList(repository, name string, l *List) {
+	file, now := listName(repository, name), time.Now()
+	data := encodeList(listKey(repository, name), l)
+	old, _, err := c.readFile(file)
+	if err != nil || !bytes.Equal(old, data) {
+		err = durable.WriteFile(c.root, file, data)
+	}
+	if err == nil {
+		err = c.root.Chtimes(file, now, now)
+	}
+	if err != nil {
+		c.disk.Error("list not stored", zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Error(err))
+		c.removeList(file) // what it says is not true any more
+		return
+	}
+	c.useList(file, int64(len(data)), now)
+}
+
+// useList notes the use of a file, and removes those that are too many now.
+func (c *Cache) useList(file string, size int64, at time.Time) {
+	isNew, excess := c.lists.use(file, size, at)
+	if isNew {
+		c.schedule(file, at)
+	}
+	for _, other := range excess {
+		c.removeList(other)
+	}
+}
+
+func (c *Cache) removeList(file string) {
+	c.lists.forget(file)
+	c.due.Delete(file)
+	if err := c.root.RemoveAll(file); err != nil {
+		c.log.Error("list not removed", zap.String("path", file), zap.Error(err))
+	}
+}
+
+// use notes that a file, whose size is given, is used, and returns which others
+// are too many. They are not known any more.
+func (s *lists) use(file string, size int64, at time.Time) (isNew bool, excess []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.used[file]
+	if isNew = e == nil; isNew {
+		e = new(listEntry)
+		s.used[file] = e
+		s.siblings[path.Dir(file)]++
+	}
+	bytes := (size + listBlock - 1) / listBlock * listBlock
+	s.bytes += bytes - e.bytes
+	e.bytes = bytes
+	if at.After(e.at) {
+		e.at = at
+	}
+	for len(s.used) > 1 && (s.bytes > maxListBytes || s.siblings[path.Dir(file)] > maxLists) {
+		other := s.oldest(file, s.bytes <= maxListBytes)
+		s.drop(other)
+		excess = append(excess, other)
+	}
+	return isNew, excess
+}
+
+// oldest is the list but for the file that was not used for longest, of the same
+// repository or of all. Needs mu.
+func (s *lists) oldest(file string, sibling bool) (oldest string) {
+	for other, e := range s.used {
+		if other == file || sibling && path.Dir(other) != path.Dir(file) {
+			continue
+		}
+		if oldest == "" || e.at.Before(s.used[oldest].at) {
+			oldest = other
+		}
+	}
+	return oldest
+}
+
+func (s *lists) forget(file string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drop(file)
+}
+
+// drop needs mu.
+func (s *lists) drop(file string) {
+	e := s.used[file]
+	if e == nil {
+		return
+	}
+	delete(s.used, file)
+	s.bytes -= e.bytes
+	if dir := path.Dir(file); s.siblings[dir] > 1 {
+		s.siblings[dir]--
+	} else {
+		delete(s.siblings, dir)
+	}
+}
+
+// lastUse is the zero time for a file that is not known.
+func (s *lists) lastUse(file string) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.used[file]; e != nil {
+		return e.at
+	}
+	return time.Time{}
+}
+
+// stats are how many lists there are and what they take on disk.
+func (s *lists) stats() (n, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return int64(len(s.used)), s.bytes
+}
+
+func listKey(repository, name string) string { return repository + " " + name }
+
+// listName is the name of the file with a list.
+func listName(repository, name string) string {
+	a, b := sha256.Sum256([]byte(repository)), sha256.Sum256([]byte(name))
+	return path.Join(listDir, hex.EncodeToString(a[:]), hex.EncodeToString(b[:]))
+}
+
+// isListName reports whether listName makes such names.
+func isListName(name string) bool {
+	elements := strings.Split(name, "/")
+	if len(elements) != 3 || elements[0] != listDir {
+		return false
+	}
+	for _, e := range elements[1:] {
+		if digest.NewDigestFromEncoded(digest.SHA256, e).Validate() != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// encodeList is the file of a list.
+func encodeList(key string, l *List) []byte {
+	clean := func(s string) string { return strings.ToValidUTF8(s, "") } // as JSON will have it
+	h := listHeader{List: clean(withoutQuery(key)), ContentType: clean(l.ContentType), Filters: clean(l.Filters), Next: clean(l.Next)}
+	h.Sum = h.sum(key, l.Body)
+	return bytes.Join([][]byte{h.line(), l.Body}, []byte("\n"))
+}
+
+// decodeList is the opposite of encodeList. It checks everything: no digest that
+// anybody knows covers a list.
+func decodeList(key string, data []byte) (*List, error) {
+	line, body, ok := bytes.Cut(data, []byte("\n"))
+	var h listHeader
+	if err := json.Unmarshal(line, &h); err != nil || !ok || h.sum(key, body) != h.Sum {
+		return nil, errDamaged
+	}
+	return &List{ContentType: h.ContentType, Filters: h.Filters, Next: h.Next, Body: body}, nil
+}
+
+func (h listHeader) line() []byte {
+	line, err := json.Marshal(h)
+	if err != nil {
+		panic(err) // strings
+	}
+	return line
+}
+
+func (h listHeader) sum(key string, body []byte) digest.Digest {
+	h.Sum = ""
+	return digest.FromBytes(bytes.Join([][]byte{[]byte(key), h.line(), body}, []byte("\n")))
+}
+
+func withoutQuery(name string) string {
+	name, _, _ = strings.Cut(name, "?")
+	return name
+}
