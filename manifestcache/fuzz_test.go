@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
@@ -93,4 +94,55 @@ func FuzzBlobsOf(f *testing.F) {
 			}
 		}
 	})
+}
+
+func FuzzDecodeList(f *testing.F) {
+	for _, l := range []List{{}, {ContentType: "a/b\xff", Filters: "x\n", Next: "n=1&last=<b>", Body: []byte("\n{}\n")}} {
+		f.Add("docker.io/a tags/list?n=1", encodeList("docker.io/a tags/list?n=1", &l))
+	}
+	f.Add("", []byte("{}\n"))
+	f.Fuzz(func(t *testing.T, key string, data []byte) {
+		l, err := decodeList(key, data)
+		if err != nil {
+			l = &List{ContentType: key, Next: string(data), Body: data}
+		}
+		again, err := decodeList(key, encodeList(key, l))
+		if err != nil || !bytes.Equal(again.Body, l.Body) || utf8.ValidString(l.ContentType+l.Next) && (again.ContentType != l.ContentType || again.Next != l.Next) {
+			t.Errorf("%+q became %+v, %v", *l, again, err)
+		}
+		if _, err := decodeList(key+"x", encodeList(key, l)); err == nil {
+			t.Error("one list passes for another")
+		}
+	})
+}
+
+// All lists together take a bounded part of the disk, empty ones too.
+func TestAllListsAreBounded(t *testing.T) {
+	for name, size := range map[string]int64{"large": 4 << 20, "odd": 4097, "small": 1} {
+		t.Run(name, func(t *testing.T) {
+			s, begin := newLists(), time.Now()
+			var gone int
+			add := func(i int) {
+				_, excess := s.use(fmt.Sprintf("lists/%d/x", i), size, begin.Add(time.Duration(i)))
+				for _, file := range excess {
+					if want := fmt.Sprintf("lists/%d/x", gone); file != want {
+						t.Fatalf("%s has to go, want %s, the oldest", file, want)
+					}
+					gone++
+				}
+			}
+			blocks := (size + listBlock - 1) / listBlock
+			fit := int(maxListBytes / (blocks * listBlock))
+			for i := range fit + 3 {
+				add(i)
+			}
+			if n, bytes := s.stats(); n != int64(fit) || bytes != int64(fit)*blocks*listBlock || len(s.siblings) != fit || gone != 3 {
+				t.Errorf("%d lists of %d bytes in %d repositories, %d gone; want %d, and 3", n, bytes, len(s.siblings), gone, fit)
+			}
+			s.use(fmt.Sprintf("lists/%d/x", fit), maxListBytes+1, begin.Add(time.Hour)) // alone
+			if n, _ := s.stats(); n != 1 {
+				t.Errorf("%d lists beside one that is too large by itself", n-1)
+			}
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ var errDocument = errors.New("answer is not a manifest")
 // the document says of itself if upstream says nothing. What a client does with
 // a manifest depends on the type, which no digest covers: a document that
 // contradicts it, or that has the marks of an image and of an index, is refused
-// (CVE-2021-41190). Types that are not known pass.
+// (CVE-2021-41190). Types that are not known pass, and need not be JSON.
 func documentType(contentType string, body []byte) (string, error) {
 	mediaType := mediaType(contentType)
 	var doc struct {
@@ -29,6 +30,8 @@ func documentType(contentType string, body []byte) (string, error) {
 		mediaType = doc.MediaType
 	}
 	switch {
+	case err != nil && isOther(mediaType, body):
+		return mediaType, nil
 	case err != nil:
 		return "", fmt.Errorf("%w: not a JSON object", errDocument)
 	case strings.HasPrefix(mediaType, "text/"):
@@ -39,4 +42,12 @@ func documentType(contentType string, body []byte) (string, error) {
 		return "", fmt.Errorf("%w: it is an index and an image", errDocument)
 	}
 	return mediaType, nil
+}
+
+// isOther reports whether a document that is not JSON was not meant to be: a
+// vendor has a type for it, as for no page of somebody in between, and nobody will
+// read the beginning of it as an object.
+func isOther(mediaType string, body []byte) bool {
+	isJSON := strings.HasSuffix(mediaType, "json") || strings.HasSuffix(mediaType, "jws")
+	return strings.HasPrefix(mediaType, "application/vnd.") && !isJSON && !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{"))
 }
