@@ -146,3 +146,17 @@ func TestAllListsAreBounded(t *testing.T) {
 		})
 	}
 }
+
+func TestListsOfARepositoryAreBounded(t *testing.T) {
+	s, begin := newLists(), time.Now()
+	s.use("lists/other/x", 1, begin)
+	for i := range maxLists + 3 {
+		isNew, excess := s.use(fmt.Sprintf("lists/a/%d", i), 1, begin.Add(time.Duration(i)))
+		if want := max(0, i-maxLists+1); !isNew || len(excess) != min(want, 1) || want > 0 && excess[0] != fmt.Sprintf("lists/a/%d", want-1) {
+			t.Fatalf("list %d: new %v, and %q have to go", i, isNew, excess)
+		}
+	}
+	if n, _ := s.stats(); n != maxLists+1 || s.siblings["lists/a"] != maxLists {
+		t.Errorf("%d lists, %d of the repository", n, s.siblings["lists/a"])
+	}
+}

@@ -22,7 +22,7 @@ import (
 // Clients choose what is listed and how: n and last, the subject, the type. These
 // bound what is kept of it; the list that was not used for longest goes.
 const (
-	maxLists     = 256      // of one repository
+	maxLists     = 1024     // of one repository
 	maxListBytes = 64 << 20 // of all, in whole blocks: of empty ones there are 16,384
 	listBlock    = 4 << 10
 )

@@ -224,38 +224,36 @@ func TestManyWhoAskForAListAreOneQuestion(t *testing.T) {
 	})
 }
 
-// Clients choose what is listed. Of each repository the newest are kept.
-func TestListsOfARepositoryAreBounded(t *testing.T) {
+// Clients choose what is listed. What is used is kept, as far as there is room.
+func TestListsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const limit, more = 256, 5
+		const size, fit, more = 8<<20 - 4096, 8, 3
 		dir := t.TempDir()
 		c, stop := running(t, dir, listConfig())
-		up := newListing("{}")
-		if _, err := c.List(t.Context(), "docker.io/library/other", "tags/list", up.fetch); err != nil {
-			t.Fatal(err)
-		}
+		up := newListing(strings.Repeat(" ", size))
 		name := func(i int) string { return fmt.Sprintf("tags/list?n=%d", i) }
-		for i := range limit + more {
+		for i := range fit + more {
 			up.want(t, c, name(i), manifestcache.Miss)
-			time.Sleep(10 * time.Millisecond)
+			time.Sleep(time.Millisecond)
 			up.want(t, c, name(0), manifestcache.Hit) // used all the time
 		}
 		wantKept := func() {
 			t.Helper()
 			s := c.Stats()
-			if n := len(files(t, dir)); n != limit+1 || s.Lists != int64(n) || s.ListBytes != int64(n)*4096 {
-				t.Errorf("%d files, stats %d of %d bytes; want %d", n, s.Lists, s.ListBytes, limit+1)
+			if n := len(files(t, dir)); n != fit || s.Lists != fit || s.ListBytes != fit*(size+4096) {
+				t.Errorf("%d files, stats %d of %d bytes; want %d", n, s.Lists, s.ListBytes, fit)
 			}
 		}
 		wantKept()
-		up.err = errDown
-		for i, kept := range map[int]bool{0: true, 1: false, more: false, more + 1: true, limit + more - 1: true} {
+		for i, kept := range map[int]bool{0: true, 1: false, more: false, more + 1: true, fit + more - 1: true} {
 			if _, err := os.Stat(listPath(dir, repositoryOfLists, name(i))); (err == nil) != kept {
 				t.Errorf("list %d is there: %v, want %v", i, err == nil, kept)
 			}
 		}
 		stop()
 		c, _ = running(t, dir, listConfig())
+		wantKept()
+		up.want(t, c, name(fit+more), manifestcache.Miss)
 		wantKept()
 	})
 }

@@ -30,6 +30,7 @@ type blob struct {
 type manifest struct {
 	mediaType string
 	body      []byte
+	refers    ocispec.Manifest // what it says of a subject
 }
 
 // An Image is what AddImage made.
@@ -92,8 +93,10 @@ func (r *Registry) AddManifestWith(algorithm digest.Algorithm, repository, tag, 
 // AddManifestAs is AddManifest under a digest that is not the body's: of a signed manifest
 // of schema 1, say.
 func (r *Registry) AddManifestAs(repository, tag string, d digest.Digest, mediaType string, body []byte) {
+	m := manifest{mediaType: mediaType, body: body}
+	_ = json.Unmarshal(body, &m.refers) // anything may be there
 	r.change(repository, func(repo *contents) {
-		repo.manifests[d] = manifest{mediaType, body}
+		repo.manifests[d] = m
 		if tag != "" {
 			repo.tags[tag] = d
 		}

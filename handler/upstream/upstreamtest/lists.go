@@ -140,16 +140,15 @@ func (c *contents) referrers(subject digest.Digest) []ocispec.Descriptor {
 	descriptors := []ocispec.Descriptor{}
 	for _, d := range slices.Sorted(maps.Keys(c.manifests)) {
 		m := c.manifests[d]
-		var image ocispec.Manifest
-		if json.Unmarshal(m.body, &image) != nil || image.Subject == nil || image.Subject.Digest != subject {
+		if m.refers.Subject == nil || m.refers.Subject.Digest != subject {
 			continue
 		}
 		descriptors = append(descriptors, ocispec.Descriptor{
 			MediaType:    m.mediaType,
 			Digest:       d,
 			Size:         int64(len(m.body)),
-			ArtifactType: cmp.Or(image.ArtifactType, image.Config.MediaType),
-			Annotations:  image.Annotations,
+			ArtifactType: cmp.Or(m.refers.ArtifactType, m.refers.Config.MediaType),
+			Annotations:  m.refers.Annotations,
 		})
 	}
 	return descriptors
