@@ -211,7 +211,8 @@ func (c *config) check() (problems []error) {
 	}{
 		{"LARDER_BLOB_TTL", c.BlobTTL},
 		{"LARDER_MANIFEST_TTL", c.ManifestTTL},
-		{"LARDER_TAG_TTL", c.TagTTL}, {"LARDER_LIST_TTL", c.ListTTL},
+		{"LARDER_TAG_TTL", c.TagTTL},
+		{"LARDER_LIST_TTL", c.ListTTL},
 		{"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
 		{"LARDER_SCRUB_INTERVAL", c.ScrubInterval},
 	} {

@@ -27,7 +27,7 @@ import (
 //     status is upstream's.
 var alike = []string{
 	"Content-Type", "Content-Length", "Content-Range", "Accept-Ranges", "Docker-Content-Digest", "Etag",
-	"OCI-Filters-Applied", "OCI-Subject", "X-Registry-Supports-Signatures",
+	"OCI-Filters-Applied", "OCI-Subject",
 }
 
 // probe is one request, and what upstream answers to it directly.
