@@ -3,6 +3,7 @@ package manifestcache
 import (
 	"crypto/sha256"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -48,6 +49,8 @@ type index struct {
 }
 
 type entry struct {
+	mediaType string // on which it depends what it names
+
 	size    int64
 	used    time.Time
 	touched time.Time       // the file's mtime
@@ -61,9 +64,11 @@ type validation struct {
 	mediaType   string // that the manifest has there; "" if the file does not say
 }
 
-// covers reports whether upstream's word is about m as it is on disk: another
-// repository may have it there as something else.
-func (v validation) covers(m *Manifest) bool { return v.mediaType == "" || v.mediaType == m.MediaType }
+// covers reports whether upstream's word is about the manifest as it is on disk:
+// another repository may have the same bytes as something else.
+func (v validation) covers(mediaType string) bool {
+	return v.mediaType == "" || v.mediaType == mediaType
+}
 
 func newIndex() index {
 	return index{
@@ -92,7 +97,7 @@ func (c *Cache) Refers(repository string, d digest.Digest) Right {
 		if best == Granted {
 			break
 		}
-		if v := c.rights[right{r.repository, manifest}]; v != nil {
+		if v := c.rights[right{r.repository, manifest}]; v != nil && v.covers(c.manifests[manifest].mediaType) {
 			best = max(best, c.judge(v.at))
 		}
 	}
@@ -228,7 +233,7 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 	now, name := time.Now(), manifestName(m.Digest)
 	c.mu.Lock()
 	e := c.manifests[m.Digest]
-	if e == nil {
+	if e == nil || e.mediaType != m.MediaType {
 		c.mu.Unlock()
 		named := namesOf(m.MediaType, m.Body)
 		c.mu.Lock()
@@ -289,12 +294,13 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	return blobs
 }
 
-// add makes m, which names others, known unless it is. Needs mu.
+// add makes m, which names others, known as what it is unless it is. Needs mu.
 func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
-	if e := c.manifests[m.Digest]; e != nil {
+	if e := c.manifests[m.Digest]; e != nil && e.mediaType == m.MediaType {
 		return e
 	}
-	e := &entry{size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
+	c.drop(m.Digest)
+	e := &entry{mediaType: m.MediaType, size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
 	c.manifests[m.Digest] = e
 	if named.guessed {
 		return e // and no right to anything
@@ -309,21 +315,23 @@ func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
 func (c *Cache) forget(d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.drop(d) {
+		c.due.Delete(manifestName(d))
+	}
+}
+
+// drop reports whether anything was known. Needs mu.
+func (c *Cache) drop(d digest.Digest) bool {
 	e := c.manifests[d]
 	if e == nil {
-		return
+		return false
 	}
 	delete(c.manifests, d)
-	c.due.Delete(manifestName(d))
 	for _, b := range e.blobs {
-		var others []digest.Digest
-		for _, m := range c.namedBy[b] {
-			if m != d {
-				others = append(others, m)
-			}
-		}
+		others := slices.DeleteFunc(slices.Clone(c.namedBy[b]), func(m digest.Digest) bool { return m == d })
 		if c.namedBy[b] = others; len(others) == 0 {
 			delete(c.namedBy, b)
 		}
 	}
+	return true
 }
