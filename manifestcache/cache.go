@@ -172,7 +172,7 @@ func (c *Cache) Close() error {
 // that the repository has it.
 func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest, up Upstream) (*Manifest, error) {
 	if right, ok := c.validated(repository, d); ok && c.fresh(right.at) {
-		if m := c.load(d); m != nil && right.covers(m.MediaType) {
+		if m := c.load(d); m != nil && right.covers(m) {
 			return c.answer(m, Hit, right.at), nil
 		}
 	}
@@ -286,7 +286,7 @@ func (c *Cache) unproven(repository string, d digest.Digest, m *Manifest, err er
 		return nil, err
 	}
 	right, ok := c.validated(repository, d)
-	if m == nil || !ok || !right.covers(m.MediaType) || !c.cfg.StaleIf(err) {
+	if m == nil || !ok || !right.covers(m) || !c.cfg.StaleIf(err) {
 		return nil, err
 	}
 	return dated(m, Stale, right.at), nil

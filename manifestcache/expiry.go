@@ -189,7 +189,7 @@ func (c *Cache) foundManifest(d digest.Digest, name string) {
 	if err != nil {
 		return
 	}
-	named := namesOf(m.MediaType, m.Body)
+	named := namesOf(kindOf(m.MediaType), m.Body)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.add(m, mtime, named)

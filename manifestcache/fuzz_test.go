@@ -84,7 +84,7 @@ func FuzzBlobsOf(f *testing.F) {
 	f.Add([]byte(`{"layers":{}}`))
 	f.Add(bytes.Repeat([]byte("["), 20_000))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		list := namesOf("", data).blobs // of an unknown type: any field
+		list := namesOf(other, data).blobs // in any field
 		for i, d := range list {
 			if err := d.Validate(); err != nil {
 				t.Errorf("%q: %v", d, err)

@@ -43,14 +43,13 @@ func newRight(repository string, d digest.Digest) right {
 type index struct {
 	manifests map[digest.Digest]*entry
 	rights    map[right]*validation             // repository has manifest
-	namedBy   map[digest.Digest][]digest.Digest // blob to the manifests that name it, of registered types
+	namedBy   map[digest.Digest][]digest.Digest // blob to the manifests that name it
 	proven    map[right]time.Time               // repository has blob, says upstream
 	refused   map[right]bool                    // it has not, whatever its manifests name
 }
 
 type entry struct {
-	mediaType string // on which it depends what it names
-
+	kind    kind // on which it depends what it names
 	size    int64
 	used    time.Time
 	touched time.Time       // the file's mtime
@@ -64,10 +63,14 @@ type validation struct {
 	mediaType   string // that the manifest has there; "" if the file does not say
 }
 
-// covers reports whether upstream's word is about the manifest as it is on disk:
-// another repository may have the same bytes as something else.
-func (v validation) covers(mediaType string) bool {
-	return v.mediaType == "" || v.mediaType == mediaType
+// covers reports whether upstream's word is about m as it is on disk: another
+// repository may have it there as something else.
+func (v validation) covers(m *Manifest) bool { return v.mediaType == "" || v.mediaType == m.MediaType }
+
+// names reports whether upstream's word is about a manifest that names what one of
+// kind k does.
+func (v validation) names(k kind) bool {
+	return k != other && (v.mediaType == "" || kindOf(v.mediaType) == k)
 }
 
 func newIndex() index {
@@ -97,7 +100,7 @@ func (c *Cache) Refers(repository string, d digest.Digest) Right {
 		if best == Granted {
 			break
 		}
-		if v := c.rights[right{r.repository, manifest}]; v != nil && v.covers(c.manifests[manifest].mediaType) {
+		if v := c.rights[right{r.repository, manifest}]; v != nil && v.names(c.manifests[manifest].kind) {
 			best = max(best, c.judge(v.at))
 		}
 	}
@@ -233,9 +236,9 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 	now, name := time.Now(), manifestName(m.Digest)
 	c.mu.Lock()
 	e := c.manifests[m.Digest]
-	if e == nil || e.mediaType != m.MediaType {
+	if k := kindOf(m.MediaType); e == nil || e.kind != k {
 		c.mu.Unlock()
-		named := namesOf(m.MediaType, m.Body)
+		named := namesOf(k, m.Body)
 		c.mu.Lock()
 		e = c.add(m, mtime, named)
 		c.schedule(name, now)
@@ -296,15 +299,13 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 
 // add makes m, which names others, known as what it is unless it is. Needs mu.
 func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
-	if e := c.manifests[m.Digest]; e != nil && e.mediaType == m.MediaType {
+	k := kindOf(m.MediaType)
+	if e := c.manifests[m.Digest]; e != nil && e.kind == k {
 		return e
 	}
 	c.drop(m.Digest)
-	e := &entry{mediaType: m.MediaType, size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
+	e := &entry{kind: k, size: m.Size, used: mtime, touched: mtime, blobs: named.blobs, lists: named.manifests}
 	c.manifests[m.Digest] = e
-	if named.guessed {
-		return e // and no right to anything
-	}
 	for _, b := range e.blobs {
 		c.namedBy[b] = append(c.namedBy[b], m.Digest)
 	}

@@ -22,19 +22,39 @@ const (
 	typeORASArtifact   = "application/vnd.cncf.oras.artifact.manifest.v1+json"
 )
 
-// names is what a manifest names, each once.
-type names struct {
-	blobs, manifests []digest.Digest
+// kind is in which fields a manifest names others.
+type kind uint8
 
-	// guessed is that the media type is not a registered one. Its blobs are used
-	// with it, as it seems, but nobody has checked that they are the repository's.
-	guessed bool
+const (
+	other kind = iota // not known: in any of them
+	image
+	list
+	artifact
+	schema1
+)
+
+func kindOf(mediaType string) kind {
+	switch mediaType {
+	case ocispec.MediaTypeImageManifest, typeDockerManifest:
+		return image
+	case ocispec.MediaTypeImageIndex, typeDockerList:
+		return list
+	case typeArtifact, typeORASArtifact:
+		return artifact
+	case typeSchema1, typeSchema1Signed:
+		return schema1
+	default:
+		return other
+	}
 }
 
-// namesOf lists what a manifest names, by its media type: an upstream looks only
-// at these fields when it is given a manifest, so that no other of them may give
-// a right to anything. All of them count where the type is not known.
-func namesOf(mediaType string, body []byte) names {
+// names is what a manifest names, each once.
+type names struct{ blobs, manifests []digest.Digest }
+
+// namesOf lists what a manifest of some kind names. A registry looks at no other
+// fields when it is given a manifest, so that these may not give a right to
+// anything; neither may any of a kind that it does not know.
+func namesOf(k kind, body []byte) names {
 	type named struct {
 		Digest digest.Digest `json:"digest"`
 	}
@@ -50,10 +70,10 @@ func namesOf(mediaType string, body []byte) names {
 	if json.Unmarshal(body, &doc) != nil {
 		return names{}
 	}
-	image := append(doc.Layers, doc.Config)
-	var schema1 []named
+	ofImage := append(doc.Layers, doc.Config)
+	var fsLayers []named
 	for _, l := range doc.FSLayers {
-		schema1 = append(schema1, named{l.BlobSum})
+		fsLayers = append(fsLayers, named{l.BlobSum})
 	}
 	once := func(all []named) (list []digest.Digest) {
 		seen := make(map[digest.Digest]bool, len(all))
@@ -65,17 +85,17 @@ func namesOf(mediaType string, body []byte) names {
 		}
 		return list
 	}
-	switch mediaType {
-	case ocispec.MediaTypeImageManifest, typeDockerManifest:
-		return names{blobs: once(image)}
-	case ocispec.MediaTypeImageIndex, typeDockerList:
+	switch k {
+	case image:
+		return names{blobs: once(ofImage)}
+	case list:
 		return names{manifests: once(doc.Manifests)}
-	case typeArtifact, typeORASArtifact:
+	case artifact:
 		return names{blobs: once(doc.Blobs)}
-	case typeSchema1, typeSchema1Signed:
-		return names{blobs: once(schema1)}
+	case schema1:
+		return names{blobs: once(fsLayers)}
 	default:
-		return names{blobs: once(slices.Concat(image, doc.Blobs, schema1)), manifests: once(doc.Manifests), guessed: true}
+		return names{blobs: once(slices.Concat(ofImage, doc.Blobs, fsLayers)), manifests: once(doc.Manifests)}
 	}
 }
 

@@ -13,7 +13,7 @@ func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) 
 	if c.cfg.TagTTL > 0 {
 		if link := c.readTag(repository, tag); link != nil && time.Since(link.validated) < c.cfg.TagTTL {
 			right, ok := c.validated(repository, link.Descriptor.Digest)
-			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m.MediaType) {
+			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
 				return c.answer(m, Hit, link.validated), nil
 			}
 		}
@@ -103,7 +103,7 @@ func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) 
 		return nil, time.Time{} // upstream has said no to the manifest itself
 	}
 	m := c.load(link.Descriptor.Digest)
-	if m == nil || !right.covers(m.MediaType) {
+	if m == nil || !right.covers(m) {
 		return nil, time.Time{}
 	}
 	return m, link.validated
