@@ -111,6 +111,23 @@ func TestListAgainFromUpstream(t *testing.T) {
 	})
 }
 
+// What somebody in between says is neither passed on nor kept.
+func TestLoginPageIsNoList(t *testing.T) {
+	l := newLarder(t, setup{})
+	paths, _ := listsOf(t, l)
+	for _, path := range paths {
+		good := l.ask(t, "GET", path)
+		remove := l.hub.Fault(upstreamtest.Match{}, func(http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("<html>log in")) })
+		})
+		stale := l.ask(t, "GET", path)
+		stale.wantBody(t, http.StatusOK, good.body)
+		wantWarned(t, stale, "0")
+		remove()
+		wantOutcome(t, l.ask(t, "GET", path), "miss")
+	}
+}
+
 // Revoked is revoked, deleted is deleted, for lists as well.
 func TestRevokedListIsNotStale(t *testing.T) {
 	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound} {

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// errDocument says that an answer is no manifest, whatever its status: a login
-// page, say, or a document that is two things at once.
-var errDocument = errors.New("answer is not a manifest")
+// errDocument says that an answer is not what was asked for, whatever its status: a
+// login page, say, or a document that is two things at once.
+var errDocument = errors.New("answer is not the document that was asked for")
 
 // documentType is the media type of a manifest: what upstream says it is, or what
 // the document says of itself if upstream says nothing. What a client does with

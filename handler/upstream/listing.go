@@ -2,6 +2,8 @@ package upstream
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -27,7 +29,7 @@ type Listing struct {
 
 // Tags gets a page of the tags; query has n and last.
 func (r *Repository) Tags(ctx context.Context, query url.Values) (*Listing, error) {
-	return r.list(ctx, "list tags", func(ctx context.Context, s *session, op string) (*http.Response, error) {
+	return r.list(ctx, "list tags", "tags", func(ctx context.Context, s *session, op string) (*http.Response, error) {
 		return r.sendForList(ctx, s, r.path("tags/list"), query, "application/json")
 	})
 }
@@ -35,7 +37,7 @@ func (r *Repository) Tags(ctx context.Context, query url.Values) (*Listing, erro
 // Referrers gets a page of the manifests whose subject is d; query has
 // artifactType.
 func (r *Repository) Referrers(ctx context.Context, d digest.Digest, query url.Values) (*Listing, error) {
-	return r.list(ctx, "list referrers", func(ctx context.Context, s *session, op string) (*http.Response, error) {
+	return r.list(ctx, "list referrers", "manifests", func(ctx context.Context, s *session, op string) (*http.Response, error) {
 		return r.sendForList(ctx, s, r.path("referrers/"+d.String()), query, ocispec.MediaTypeImageIndex)
 	})
 }
@@ -43,7 +45,7 @@ func (r *Repository) Referrers(ctx context.Context, d digest.Digest, query url.V
 // Signatures gets the signatures of the manifest d that upstream keeps beside it.
 // It is not asked, and the error is a 404, if it has not announced any.
 func (r *Repository) Signatures(ctx context.Context, d digest.Digest) (*Listing, error) {
-	return r.list(ctx, "list signatures", func(ctx context.Context, s *session, op string) (*http.Response, error) {
+	return r.list(ctx, "list signatures", "signatures", func(ctx context.Context, s *session, op string) (*http.Response, error) {
 		if !s.place.signatures.Load() {
 			return nil, &Error{Op: op, Repository: r.String(), Status: http.StatusNotFound}
 		}
@@ -55,7 +57,9 @@ func (r *Repository) sendForList(ctx context.Context, s *session, path string, q
 	return r.send(ctx, s, http.MethodGet, path, query, http.Header{bodyHeader: {bodyListing}, "Accept": {accept}})
 }
 
-func (r *Repository) list(ctx context.Context, op string, send func(ctx context.Context, s *session, op string) (*http.Response, error)) (*Listing, error) {
+// list gets a list of things. An answer without them is none, whatever its status:
+// no digest tells it from the page of somebody in between.
+func (r *Repository) list(ctx context.Context, op, things string, send func(ctx context.Context, s *session, op string) (*http.Response, error)) (*Listing, error) {
 	var l *Listing
 	err := r.ask(ctx, op, r.places(), func(ctx context.Context, s *session, _ *exchange) error {
 		res, err := send(ctx, s, op)
@@ -66,6 +70,11 @@ func (r *Repository) list(ctx context.Context, op string, send func(ctx context.
 		body, err := io.ReadAll(res.Body) // limited by the transport
 		if err != nil {
 			return err
+		}
+		var doc map[string]json.RawMessage
+		err = json.Unmarshal(body, &doc)
+		if _, ok := doc[things]; err != nil || !ok {
+			return fmt.Errorf("%w: no list of %s", errDocument, things)
 		}
 		l = &Listing{
 			Body:        body,
