@@ -40,6 +40,7 @@ type config struct {
 	BlobTTL     time.Duration `env:"LARDER_BLOB_TTL" envDefault:"168h"`
 	ManifestTTL time.Duration `env:"LARDER_MANIFEST_TTL" envDefault:"168h"`
 	TagTTL      time.Duration `env:"LARDER_TAG_TTL" envDefault:"0s"`
+	ListTTL     time.Duration `env:"LARDER_LIST_TTL" envDefault:"60s"`
 
 	MaxSize limit  `env:"LARDER_MAX_SIZE" envDefault:"0"`
 	MinFree limit  `env:"LARDER_MIN_FREE" envDefault:"1GiB,5%"`
@@ -233,6 +234,7 @@ func (c *config) check() (problems []error) {
 		{"LARDER_BLOB_TTL", c.BlobTTL},
 		{"LARDER_MANIFEST_TTL", c.ManifestTTL},
 		{"LARDER_TAG_TTL", c.TagTTL},
+		{"LARDER_LIST_TTL", c.ListTTL},
 		{"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
 		{"LARDER_SCRUB_INTERVAL", c.ScrubInterval},
 	} {

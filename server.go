@@ -159,8 +159,9 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		return err
 	}
 	p.manifests, err = manifestcache.Open(manifests, manifestcache.Config{
-		TTL:    p.cfg.ManifestTTL,
-		TagTTL: p.cfg.TagTTL,
+		TTL:     p.cfg.ManifestTTL,
+		TagTTL:  p.cfg.TagTTL,
+		ListTTL: p.cfg.ListTTL,
 		StaleIf: func(err error) bool { // an upstream that lies can't answer either
 			return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest)
 		},

@@ -88,7 +88,7 @@ func unknown(kind, code string) errcode.Code {
 			return errcode.NameUnknown
 		}
 		return errcode.ManifestUnknown
-	case kindReferrers:
+	case kindReferrers, kindSignatures:
 		// Not NAME_UNKNOWN: oras takes that for a missing repository and does
 		// not try the fallback tag.
 		return errcode.Unsupported

@@ -43,6 +43,8 @@ func TestUpstreamErrors(t *testing.T) {
 		"blob":      {blobPath("a/b", nobodys), "/blobs/", "BLOB_UNKNOWN"},
 		"tags":      {"/v2/a/b/tags/list", "/tags/", "NAME_UNKNOWN"},
 		"referrers": {"/v2/a/b/referrers/" + nobodys.String(), "/referrers/", "UNSUPPORTED"},
+
+		"signatures": {"/extensions/v2/a/b/signatures/" + nobodys.String(), "/signatures/", "UNSUPPORTED"},
 	}
 	for fault, f := range faults {
 		for kind, k := range kinds {
@@ -57,6 +59,7 @@ func TestUpstreamErrors(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) { // as some questions are put twice, with a pause
 					l := newLarder(t, setup{pipe: true})
 					l.hub.AddReader("a/b", nobodys, 15, strings.NewReader("nobody has this"))
+					l.hub.EnableSignatures()
 					l.hub.Fault(upstreamtest.Match{Path: k.matches}, f.fault)
 					get := l.record(t.Context(), "GET", k.path)
 					message := get.wantError(t, f.status, code)
@@ -101,6 +104,8 @@ func TestSilentUpstream(t *testing.T) {
 		"blob":      blobPath("a/b", nobodys),
 		"tags":      "/v2/a/b/tags/list",
 		"referrers": "/v2/a/b/referrers/" + nobodys.String(),
+
+		"signatures": "/extensions/v2/a/b/signatures/" + nobodys.String(),
 	}
 	for kind, path := range paths {
 		for _, silent := range []string{"", "/v2/a/b/"} { // the handshake, or what comes after
@@ -108,6 +113,7 @@ func TestSilentUpstream(t *testing.T) {
 				t.Run(method+" "+kind+silent, func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						l := newLarder(t, setup{pipe: true})
+						l.hub.EnableSignatures()
 						l.hub.Fault(upstreamtest.Match{Path: silent}, upstreamtest.StallHeaders())
 						start := time.Now()
 						a := l.record(t.Context(), method, path)

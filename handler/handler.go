@@ -1,5 +1,6 @@
 // Package handler answers GET and HEAD under /v2/ as the OCI distribution spec
-// says: from the caches what they have, from upstream what they do not.
+// says: from the caches what they have, from upstream what they do not. Under
+// /extensions/v2/ are signatures, as OpenShift's registry has them.
 package handler
 
 import (
@@ -74,7 +75,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, t *target) error
 	case t.err != nil:
 		return t.err
 	case t.kind == kindBase:
-		serveBase(w, r)
+		h.serveBase(w, r)
 		return nil
 	case t.repo.Circular():
 		return looped()
@@ -86,6 +87,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, t *target) error
 		return h.serveBlob(w, r, t.repo, t.digest)
 	case kindTags:
 		return h.serveTags(w, r, t.repo)
+	case kindSignatures:
+		return h.serveSignatures(w, r, t.repo, t.digest)
 	default:
 		return h.serveReferrers(w, r, t.repo, t.digest)
 	}
@@ -159,11 +162,12 @@ func (h *Handler) route(t *target, r *http.Request) error {
 
 // The kinds of requests.
 const (
-	kindBase      = "base"
-	kindManifest  = "manifest"
-	kindBlob      = "blob"
-	kindTags      = "tags"
-	kindReferrers = "referrers"
+	kindBase       = "base"
+	kindManifest   = "manifest"
+	kindBlob       = "blob"
+	kindTags       = "tags"
+	kindReferrers  = "referrers"
+	kindSignatures = "signatures"
 )
 
 // route is what a path asks for. Its reference has the form of a tag or digest;
@@ -178,11 +182,12 @@ type route struct {
 // parseRoute reads the path of u from the right. Elements may be
 // percent-encoded, as some clients do with a digest's colon; slashes may not.
 func parseRoute(u *url.URL) (route, error) {
-	path, ok := strings.CutPrefix(u.EscapedPath(), "/v2")
+	path, isExtension := strings.CutPrefix(u.EscapedPath(), "/extensions")
+	path, ok := strings.CutPrefix(path, "/v2")
 	if !ok || (path != "" && path[0] != '/') {
 		return route{}, notFound("larder answers under /v2/ only")
 	}
-	if path == "" || path == "/" {
+	if (path == "" || path == "/") && !isExtension {
 		return route{kind: kindBase}, nil
 	}
 	path, err := plainPath(path[1:])
@@ -195,17 +200,18 @@ func parseRoute(u *url.URL) (route, error) {
 		return route{}, notFound("no such endpoint")
 	}
 	rt := route{name: name, reference: reference}
-	switch verb {
-	case "manifests":
+	switch {
+	case isExtension && verb == "signatures":
+		rt.kind = kindSignatures
+	case isExtension:
+		return route{}, notFound("no such endpoint")
+	case verb == "manifests":
 		rt.kind = kindManifest
-	case "blobs":
+	case verb == "blobs":
 		rt.kind = kindBlob
-	case "referrers":
+	case verb == "referrers":
 		rt.kind = kindReferrers
-	case "tags":
-		if rt.reference != "list" {
-			return route{}, notFound("no such endpoint")
-		}
+	case verb == "tags" && rt.reference == "list":
 		rt.kind, rt.reference = kindTags, ""
 		return rt, nil
 	default:
@@ -284,7 +290,10 @@ func namespace(u *url.URL) (string, error) {
 }
 
 // serveBase tells clients that this is a registry.
-func serveBase(w http.ResponseWriter, r *http.Request) {
+func (h *Handler) serveBase(w http.ResponseWriter, r *http.Request) {
+	if h.upstreams.AnnouncesSignatures() {
+		w.Header().Set("X-Registry-Supports-Signatures", "1")
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", "2")
 	w.WriteHeader(http.StatusOK)

@@ -43,6 +43,7 @@ type setup struct {
 	dir     string                          // "": a new one
 	ttl     time.Duration                   // of manifests, and so of rights
 	tagTTL  time.Duration                   // 0: tags are always asked about
+	listTTL time.Duration                   // 0: lists are always asked for
 	parts   int                             // of one blob at once; 0: one
 	pipe    bool                            // no sockets, docker.io only: for bubbles
 	tls     bool                            // HTTP/2
@@ -103,7 +104,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 		tb.Fatal(err)
 	}
 	l.manifests, err = manifestcache.Open(l.root(tb, "manifests"), manifestcache.Config{
-		TTL: s.ttl, TagTTL: s.tagTTL, GoneIf: upstream.Refused, Spare: l.upstreams.Spare, Memory: l.memory, Logger: log,
+		TTL: s.ttl, TagTTL: s.tagTTL, ListTTL: s.listTTL, GoneIf: upstream.Refused, Spare: l.upstreams.Spare, Memory: l.memory, Logger: log,
 		StaleIf: func(err error) bool { return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest) },
 	})
 	if err != nil {

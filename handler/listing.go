@@ -1,6 +1,8 @@
 package handler
 
 import (
+	"context"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -10,6 +12,7 @@ import (
 	"larder/handler/errcode"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/manifestcache"
 )
 
 // maxQuery bounds what is passed on of a listing's query.
@@ -26,12 +29,9 @@ func (h *Handler) serveTags(w http.ResponseWriter, r *http.Request, repo *upstre
 			return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.Unsupported, Message: "n is not a number"}
 		}
 	}
-	list, err := repo.Tags(r.Context(), query)
-	if err != nil {
-		return err
-	}
-	serveListing(w, r, list, "n", "last")
-	return nil
+	return h.serveList(w, r, repo, withQuery("tags/list", query), func(ctx context.Context) (*upstream.Listing, error) {
+		return repo.Tags(ctx, query)
+	}, "n", "last")
 }
 
 // serveReferrers answers with upstream's list of what refers to a manifest. An
@@ -44,60 +44,107 @@ func (h *Handler) serveReferrers(w http.ResponseWriter, r *http.Request, repo *u
 	if len(query.Encode()) > maxQuery {
 		return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.Unsupported, Message: "query is too long"}
 	}
-	list, err := repo.Referrers(r.Context(), d, query)
+	err := h.serveList(w, r, repo, withQuery("referrers/"+d.String(), query), func(ctx context.Context) (*upstream.Listing, error) {
+		return repo.Referrers(ctx, d, query)
+	})
+	if upstream.Unreachable(err) && h.manifests.Knows(repo.String(), fallbackTag(d)) {
+		// A 404 is never remembered. But a fallback tag that was pulled is a sign
+		// of one, and clients go on to it from a 404 only: not from a 502, which
+		// is what they get if nothing is known, lest "no answer" look like "no
+		// signatures".
+		return &errcode.Error{
+			Status: http.StatusNotFound, Code: errcode.Unsupported, Err: err,
+			Message: "what refers to this is listed by the tag " + fallbackTag(d) + ", as far as larder knows",
+		}
+	}
+	return err
+}
+
+// fallbackTag is the tag of an index of what refers to d, where registries have no
+// referrers API: OCI distribution spec, "Referrers Tag Schema".
+func fallbackTag(d digest.Digest) string {
+	const maxEncoded = 64 // of the digest's hex
+	return string(d.Algorithm()) + "-" + d.Encoded()[:min(len(d.Encoded()), maxEncoded)]
+}
+
+// serveSignatures answers with the signatures that upstream keeps of a manifest.
+func (h *Handler) serveSignatures(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest) error {
+	return h.serveList(w, r, repo, "signatures/"+d.String(), func(ctx context.Context) (*upstream.Listing, error) {
+		return repo.Signatures(ctx, d)
+	})
+}
+
+func withQuery(path string, query url.Values) string {
+	if len(query) == 0 {
+		return path
+	}
+	return path + "?" + query.Encode()
+}
+
+// serveList sends a page and says where the next one is: here, and not where
+// upstream says. Only the named parameters are taken from upstream's link; all, if
+// none are named.
+func (h *Handler) serveList(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, name string, fetch func(context.Context) (*upstream.Listing, error), params ...string) error {
+	list, err := h.manifests.List(r.Context(), repo.String(), name, func(ctx context.Context) (*manifestcache.List, error) {
+		l, err := fetch(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &manifestcache.List{ContentType: l.ContentType, Filters: l.Filters, Next: l.Next.Encode(), Body: l.Body}, nil
+	})
 	if err != nil {
 		return err
 	}
+	defer list.Content.Close()
+	middleware.NoteOf(r.Context()).Outcome = list.Outcome.String()
+	header := w.Header()
 	if list.Filters != "" {
-		w.Header().Set("OCI-Filters-Applied", list.Filters)
+		header.Set("OCI-Filters-Applied", list.Filters)
 	}
-	serveListing(w, r, list)
+	if list.Next != "" {
+		header.Set("Link", nextLink(r.URL, list.Next, params))
+	}
+	header.Set("Content-Type", list.ContentType)
+	header.Set("Content-Length", strconv.FormatInt(list.Size, 10))
+	header.Set("X-Content-Type-Options", "nosniff")
+	setStatus(header, repo, list.Outcome, list.Age)
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		_, _ = io.CopyN(w, list.Content, list.Size) // a client that has left needs no list
+	}
 	return nil
 }
 
-// serveListing sends a page and says where the next one is: here, and not where
-// upstream says. Only the named parameters are taken from upstream's link; all,
-// if none are named.
-func serveListing(w http.ResponseWriter, r *http.Request, list *upstream.Listing, params ...string) {
-	header := w.Header()
-	if list.Next != nil {
-		next := list.Next
-		if len(params) > 0 {
-			next = url.Values{}
-			for _, p := range params {
-				if v := list.Next.Get(p); v != "" {
-					next.Set(p, v)
-				}
-			}
-		}
-		next.Del("ns")
-		if ns := r.URL.Query().Get("ns"); ns != "" {
-			next.Set("ns", ns)
-		}
-		link := url.URL{Path: r.URL.Path, RawQuery: next.Encode()}
-		header.Set("Link", "<"+link.String()+`>; rel="next"`)
+// nextLink points to the page behind the one at u that upstream's query is for.
+func nextLink(u *url.URL, query string, params []string) string {
+	next, _ := url.ParseQuery(query) // encoded by ourselves
+	if len(params) > 0 {
+		next = only(next, params)
 	}
-	header.Set("Content-Type", list.ContentType)
-	header.Set("Content-Length", strconv.Itoa(len(list.Body)))
-	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Status", "larder; fwd=request; detail=miss")
-	middleware.NoteOf(r.Context()).Outcome = "miss"
-	w.WriteHeader(http.StatusOK)
-	if r.Method != http.MethodHead {
-		_, _ = w.Write(list.Body) // a client that has left needs no list
+	next.Del("ns")
+	if ns := u.Query().Get("ns"); ns != "" {
+		next.Set("ns", ns)
 	}
+	link := url.URL{Path: u.Path, RawQuery: next.Encode()}
+	return "<" + link.String() + `>; rel="next"`
 }
 
 // pick takes the named parameters out of a query.
 func pick(u *url.URL, params ...string) (url.Values, error) {
-	from, to := u.Query(), url.Values{}
-	for _, p := range params {
-		if v := from.Get(p); v != "" {
-			to.Set(p, v)
-		}
-	}
-	if len(to.Encode()) > maxQuery {
+	query := only(u.Query(), params)
+	if len(query.Encode()) > maxQuery {
 		return nil, &errcode.Error{Status: http.StatusBadRequest, Code: errcode.Unsupported, Message: "query is too long"}
 	}
-	return to, nil
+	return query, nil
+}
+
+// only is what a query says of the parameters.
+func only(query url.Values, params []string) url.Values {
+	some := url.Values{}
+	for _, p := range params {
+		if v := query.Get(p); v != "" {
+			some.Set(p, v)
+		}
+	}
+	return some
 }

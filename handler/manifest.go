@@ -36,25 +36,24 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *up
 	header.Set("Docker-Content-Digest", m.Digest.String())
 	header.Set("ETag", `"`+m.Digest.String()+`"`)
 	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Status", manifestStatus(m))
-	if m.Outcome == manifestcache.Stale {
-		header.Set("Age", strconv.FormatInt(int64(m.Age/time.Second), 10))
-		header.Set("Warning", fmt.Sprintf(`299 - "%s can't be asked; larder answers with what it last said, %s ago"`,
-			repo.Host(), m.Age.Round(time.Second)))
-	}
+	setStatus(header, repo, m.Outcome, m.Age)
 	return serveContent(w, r, content, m.Size)
 }
 
-// manifestStatus is the outcome for the Cache-Status header, RFC 9211.
-func manifestStatus(m *manifestcache.Manifest) string {
-	switch m.Outcome {
+// setStatus says how an answer came about (RFC 9211) and, if it is an old one, that
+// it is.
+func setStatus(header http.Header, repo *upstream.Repository, outcome manifestcache.Outcome, age time.Duration) {
+	status := "larder; fwd=uri-miss; stored; detail=miss"
+	switch outcome {
 	case manifestcache.Hit:
-		return "larder; hit; detail=hit"
+		status = "larder; hit; detail=hit"
 	case manifestcache.Revalidated:
-		return "larder; fwd=stale; fwd-status=200; detail=revalidated"
+		status = "larder; fwd=stale; fwd-status=200; detail=revalidated"
 	case manifestcache.Stale:
-		return fmt.Sprintf("larder; hit; ttl=-%d; detail=stale", int64(m.Age/time.Second))
-	default:
-		return "larder; fwd=uri-miss; stored; detail=miss"
+		status = fmt.Sprintf("larder; hit; ttl=-%d; detail=stale", int64(age/time.Second))
+		header.Set("Age", strconv.FormatInt(int64(age/time.Second), 10))
+		header.Set("Warning", fmt.Sprintf(`299 - "%s can't be asked; larder answers with what it last said, %s ago"`,
+			repo.Host(), age.Round(time.Second)))
 	}
+	header.Set("Cache-Status", status)
 }

@@ -31,6 +31,7 @@ func routes(img upstreamtest.Image) map[string]int {
 		"/v2/a/c/tags/list":                     404,
 		"/v2/a/b/referrers/" + d:                404,
 		"/v2/a/b/referrers/latest":              400,
+		"/extensions/v2/a/b/signatures/" + d:    404,
 	}
 }
 

@@ -1,5 +1,5 @@
 // Package manifestcache keeps manifests by digest, what each tag last pointed
-// at, and which repository refers to what.
+// at, which repository refers to what, and what is listed of a repository.
 //
 // It does not know that registries exist: it is given an Upstream to ask. A
 // repository is named with its host, as in "docker.io/library/alpine".
@@ -82,6 +82,8 @@ type Config struct {
 	TTL time.Duration
 	// TagTTL is how long a tag is not asked about. 0: always ask.
 	TagTTL time.Duration
+	// ListTTL is how long a list is not asked for again. 0: always ask.
+	ListTTL time.Duration
 	// StaleIf tells errors that an old answer is better than. nil: none are.
 	StaleIf func(error) bool
 	// GoneIf tells errors that are an explicit no, which ends the use of what
@@ -109,6 +111,7 @@ type Cache struct {
 	flights singleflight.Group
 	due     ttl.Queue[string] // by file name
 	count   counters
+	lists   lists
 
 	mu sync.Mutex // guards what follows
 	index
@@ -135,7 +138,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), index: newIndex(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}
@@ -152,22 +155,6 @@ func (c *Cache) Close() error {
 	return c.root.Close()
 }
 
-// ByTag returns what a tag points at. Upstream is asked unless it was within
-// TagTTL; many who ask at the same time are one question.
-func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
-	if c.cfg.TagTTL > 0 {
-		if link := c.readTag(repository, tag); link != nil && within(c.cfg.TagTTL, link.validated) {
-			right, ok := c.validated(repository, link.Descriptor.Digest)
-			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
-				return c.answer(m, Hit, link.validated), nil
-			}
-		}
-	}
-	return c.once(ctx, repository+":"+tag, func(ctx context.Context) (*Manifest, error) {
-		return c.revalidate(ctx, repository, tag, up)
-	})
-}
-
 // ByDigest returns the manifest with digest d, which must be valid. Upstream is
 // asked if the manifest is not on disk, or if it is not known (or no longer)
 // that the repository has it.
@@ -177,14 +164,23 @@ func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest
 			return c.answer(m, Hit, right.at), nil
 		}
 	}
-	return c.once(ctx, repository+"@"+d.String(), func(ctx context.Context) (*Manifest, error) {
+	return c.ask(ctx, repository+"@"+d.String(), func(ctx context.Context) (*Manifest, error) {
 		return c.prove(ctx, repository, d, up)
 	})
 }
 
-// once runs ask for all who want the same key at the same time, on the cache's
-// own context: a caller who leaves takes nothing from the others.
-func (c *Cache) once(ctx context.Context, key string, ask func(context.Context) (*Manifest, error)) (*Manifest, error) {
+// ask is once for a manifest, whose outcome it counts.
+func (c *Cache) ask(ctx context.Context, key string, question func(context.Context) (*Manifest, error)) (*Manifest, error) {
+	m, err := once(ctx, c, key, question)
+	if err == nil {
+		c.count.outcomes[m.Outcome].Add(1)
+	}
+	return m, err
+}
+
+// once asks a question for all who want the same key at the same time, on the
+// cache's own context: a caller who leaves takes nothing from the others.
+func once[T any](ctx context.Context, c *Cache, key string, question func(context.Context) (*T, error)) (*T, error) {
 	result := c.flights.DoChan(key, func() (any, error) {
 		c.mu.Lock()
 		if c.ctx.Err() != nil {
@@ -196,20 +192,19 @@ func (c *Cache) once(ctx context.Context, key string, ask func(context.Context) 
 		defer c.wg.Done()
 		ctx, cancel := context.WithTimeout(c.ctx, answerTimeout)
 		defer cancel()
-		m, err := ask(ctx)
+		answer, err := question(ctx)
 		if err != nil && c.ctx.Err() != nil {
 			err = context.Cause(c.ctx) // whatever upstream made of it
 		}
-		return m, err
+		return answer, err
 	})
 	select {
 	case r := <-result:
 		if r.Err != nil {
 			return nil, r.Err
 		}
-		m := *r.Val.(*Manifest)
-		c.count.outcomes[m.Outcome].Add(1)
-		return &m, nil
+		own := *r.Val.(*T)
+		return &own, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -224,76 +219,6 @@ func (c *Cache) answer(m *Manifest, outcome Outcome, validated time.Time) *Manif
 func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
 	m.Outcome, m.Age = outcome, max(time.Since(validated), 0)
 	return m
-}
-
-// revalidate asks upstream what a tag points at now. A HEAD is enough if that
-// is on disk, be it the same as before or not.
-func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
-	if err := c.cfg.Spare(repository); err != nil {
-		if m := c.stale(repository, tag, err); m != nil {
-			return m, nil
-		}
-	}
-	desc, err := up.HeadManifest(ctx, tag)
-	if err != nil {
-		return c.withoutAnswer(repository, tag, err)
-	}
-	if desc.Digest != "" {
-		// The media type is upstream's to say, and no digest covers it.
-		if m := c.load(desc.Digest); m != nil && m.MediaType == desc.MediaType {
-			c.link(repository, tag, m)
-			return dated(m, Revalidated, time.Now()), nil
-		}
-	}
-	reference := tag
-	if desc.Digest != "" {
-		reference = desc.Digest.String()
-	}
-	m, err := c.fetch(ctx, repository, reference, up)
-	if err != nil {
-		if desc.Digest != "" && c.cfg.GoneIf(err) { // it was the manifest that was asked for
-			c.revoke(repository, desc.Digest)
-		}
-		return c.withoutAnswer(repository, tag, err)
-	}
-	c.link(repository, tag, m)
-	return m, nil
-}
-
-// withoutAnswer decides what a failed question means for a tag: an upstream
-// that can't answer leaves it as it was, a no ends it.
-func (c *Cache) withoutAnswer(repository, tag string, err error) (*Manifest, error) {
-	if c.cfg.GoneIf(err) {
-		c.removeTag(repository, tag)
-		return nil, err
-	}
-	if !c.cfg.StaleIf(err) {
-		return nil, err
-	}
-	if m := c.stale(repository, tag, err); m != nil {
-		return m, nil
-	}
-	return nil, err
-}
-
-// stale is what a tag pointed at when upstream last said it, which it can't say
-// now because of err. It is nil if that is not known, or not there.
-func (c *Cache) stale(repository, tag string, err error) *Manifest {
-	link := c.readTag(repository, tag)
-	if link == nil {
-		return nil
-	}
-	right, ok := c.validated(repository, link.Descriptor.Digest)
-	if !ok {
-		return nil // upstream has said no to the manifest itself
-	}
-	m := c.load(link.Descriptor.Digest)
-	if m == nil || !right.covers(m) {
-		return nil
-	}
-	c.log.Warn("upstream can't say what a tag points at; answering with what it was",
-		zap.String("repository", repository), zap.String("tag", tag), zap.Time("validated", link.validated), zap.Error(err))
-	return dated(m, Stale, link.validated)
 }
 
 // prove gets the manifest d for a repository that is not known to have it, or
@@ -344,9 +269,10 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upst
 		want = d
 	}
 	if want == "" {
-		want = digest.FromBytes(body)
+		want = canonicalDigest(desc.MediaType, body)
 	}
-	if got := want.Algorithm().FromBytes(body); got != want {
+	if !has(want, desc.MediaType, body) {
+		got := want.Algorithm().FromBytes(body)
 		c.count.mismatches.Add(1)
 		c.log.Error("upstream sent a wrong manifest", zap.String("repository", repository),
 			zap.String("reference", reference), zap.Stringer("digest", got), zap.Stringer("want", want))

@@ -32,13 +32,13 @@ func (c *Cache) Run(ctx context.Context) error {
 }
 
 // expire is called when the file name may have come to the end of its life.
-// Manifests live by their use. Tags and rights live as long as the manifest
+// Manifests and lists live by their use. Tags and rights live as long as the manifest
 // they are about: past their time they count only if upstream can't be asked.
 func (c *Cache) expire(name string) (next time.Time, keep bool) {
 	d, kind := c.subject(name)
+	end := c.lists.lastUse(name).Add(c.cfg.TTL)
 	c.mu.Lock()
 	e := c.manifests[d]
-	var end time.Time
 	if e != nil {
 		end = e.used.Add(c.cfg.TTL)
 	}
@@ -58,6 +58,8 @@ func (c *Cache) expire(name string) (next time.Time, keep bool) {
 	case "":
 		c.forget(d)
 		c.count.expired.Add(1)
+	case listDir:
+		c.lists.forget(name)
 	case repositoryDir:
 		if r, ok := parseRight(name); ok {
 			c.mu.Lock()
@@ -82,6 +84,8 @@ func (c *Cache) subject(name string) (d digest.Digest, kind string) {
 	case repositoryDir:
 		r, _ := parseRight(name)
 		return r.digest, repositoryDir
+	case listDir:
+		return "", listDir
 	default:
 		d, _ = parseManifestName(name)
 		return d, ""
@@ -151,6 +155,12 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 		if !isTagName(name) {
 			return false
 		}
+	case listDir:
+		if !isListName(name) {
+			return false
+		}
+		c.useList(name, fi.Size(), fi.ModTime())
+		return true
 	case repositoryDir:
 		r, ok := parseRight(name)
 		if !ok {
@@ -175,7 +185,7 @@ func (c *Cache) foundManifest(d digest.Digest) {
 	if err != nil {
 		return
 	}
-	named := namesOf(m)
+	named := namesOf(kindOf(m.MediaType), m.Body)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.add(m, mtime, mtime, named)

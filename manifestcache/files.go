@@ -29,12 +29,14 @@ import (
 //	tags/ab/abcdef…              what a tag points at; the name is a hash of "repository:tag"
 //	repositories/abcdef…/D       the repository (a hash of its name) has the manifest D, as what is
 //	                             in the file: its media type, which no digest covers
+//	lists/abcdef…/abcdef…        a list of the repository; the name is a hash of its path and query
 //
 // A manifest is one line of JSON, its header, and then its bytes. The mtime of
 // a manifest is its last use; that of the others, when upstream last said so.
 const (
 	tagDir        = "tags"
 	repositoryDir = "repositories"
+	listDir       = "lists"
 )
 
 const (
@@ -103,7 +105,7 @@ func encodeManifest(m *Manifest) []byte {
 func decodeManifest(d digest.Digest, data []byte) (*Manifest, error) {
 	line, body, ok := bytes.Cut(data, []byte("\n"))
 	m, err := decodeHeader(d, line)
-	if err != nil || !ok || m.Size != int64(len(body)) || d.Algorithm().FromBytes(body) != d {
+	if err != nil || !ok || m.Size != int64(len(body)) || !has(d, m.MediaType, body) {
 		return nil, errDamaged
 	}
 	m.Body = body
@@ -128,6 +130,13 @@ func checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
 	m, err := decodeHeader(d, line)
 	if err != nil {
 		return nil, err
+	}
+	if m.MediaType == typeSchema1Signed { // the digest is not that of all of it
+		body, err := io.ReadAll(file)
+		if err != nil || m.Size != int64(len(body)) || !has(d, m.MediaType, body) {
+			return nil, errDamaged
+		}
+		return m, nil
 	}
 	verifier := d.Verifier()
 	n, err := io.Copy(verifier, file)

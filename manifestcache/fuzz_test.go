@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
@@ -83,59 +84,82 @@ func FuzzBlobsOf(f *testing.F) {
 	f.Add([]byte(`{"layers":{}}`))
 	f.Add(bytes.Repeat([]byte("["), 20_000))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		for _, mediaType := range kinds {
-			list := blobsOf(mediaType, string(data))
-			for i, d := range list {
-				if err := d.Validate(); err != nil {
-					t.Errorf("%q: %v", d, err)
-				}
-				if slices.Contains(list[:i], d) {
-					t.Errorf("%s is there twice", d)
-				}
+		list := namesOf(other, data).blobs // in any field
+		for i, d := range list {
+			if err := d.Validate(); err != nil {
+				t.Errorf("%q: %v", d, err)
+			}
+			if slices.Contains(list[:i], d) {
+				t.Errorf("%s is there twice", d)
 			}
 		}
 	})
 }
 
-// The media types that decide what a manifest names.
-const (
-	imageType    = ocispec.MediaTypeImageManifest
-	indexType    = ocispec.MediaTypeImageIndex
-	artifactType = "application/vnd.oci.artifact.manifest.v1+json"
-	schema1Type  = "application/vnd.docker.distribution.manifest.v1+prettyjws"
-)
-
-var kinds = []string{imageType, indexType, artifactType, schema1Type, "text/plain"}
-
-func blobsOf(mediaType, body string) []digest.Digest {
-	return namesOf(&Manifest{Descriptor: ocispec.Descriptor{MediaType: mediaType, Size: int64(len(body))}, Body: []byte(body)}).blobs
+func FuzzDecodeList(f *testing.F) {
+	for _, l := range []List{{}, {ContentType: "a/b\xff", Filters: "x\n", Next: "n=1&last=<b>", Body: []byte("\n{}\n")}} {
+		f.Add("docker.io/a tags/list?n=1", encodeList("docker.io/a tags/list?n=1", &l))
+	}
+	f.Add("", []byte("{}\n"))
+	decode := func(key string, data []byte) (*List, error) {
+		return decodeList(key, bytes.NewReader(data), int64(len(data)))
+	}
+	f.Fuzz(func(t *testing.T, key string, data []byte) {
+		l, err := decode(key, data)
+		if err != nil {
+			l = &List{ContentType: key, Next: string(data), Body: data}
+		}
+		again, err := decode(key, encodeList(key, l))
+		if err != nil || !bytes.Equal(again.Body, l.Body) || utf8.ValidString(l.ContentType+l.Next) && (again.ContentType != l.ContentType || again.Next != l.Next) {
+			t.Errorf("%+v became %+v, %v", *l, again, err)
+		}
+		if _, err := decode(key+"x", encodeList(key, l)); err == nil {
+			t.Error("one list passes for another")
+		}
+	})
 }
 
-func TestBlobsOfEveryKindOfManifest(t *testing.T) {
-	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.SHA512.FromString("c")
-	everywhere := fmt.Sprintf(`{"config":{"digest":%q},"layers":[{"digest":%[1]q}],"blobs":[{"digest":%q}],"fsLayers":[{"blobSum":%q}],"manifests":[]}`, a, b, c)
-	tests := map[string]struct {
-		mediaType, body string
-		want            []digest.Digest
-	}{
-		"image":          {imageType, fmt.Sprintf(`{"config":{"digest":%q},"layers":[{"digest":%q},{"digest":%q},{"digest":%[2]q}]}`, a, b, c), []digest.Digest{b, c, a}},
-		"artifact":       {artifactType, fmt.Sprintf(`{"blobs":[{"digest":%q},{"digest":%q}],"subject":{"digest":%q}}`, a, b, c), []digest.Digest{a, b}},
-		"schema 1":       {schema1Type, fmt.Sprintf(`{"fsLayers":[{"blobSum":%q},{"blobSum":%[1]q},{"blobSum":%q}]}`, a, b), []digest.Digest{a, b}},
-		"index":          {indexType, fmt.Sprintf(`{"manifests":[{"digest":%q}]}`, a), nil},
-		"bad ones":       {imageType, fmt.Sprintf(`{"layers":[{"digest":"latest"},{"digest":%q}]}`, a), []digest.Digest{a}},
-		"not JSON":       {imageType, "x", nil},
-		"nothing":        {imageType, "", nil},
-		"kept elsewhere": {imageType, fmt.Sprintf(`{"layers":[{"digest":%q,"urls":["https://example.com/"]},{"digest":%q}]}`, a, b), []digest.Digest{b}},
-		"image as well":  {imageType, everywhere, []digest.Digest{a}},
-		"index as well":  {indexType, everywhere, nil},
-		"another type":   {"application/x", everywhere, nil},
-		"too large":      {imageType, fmt.Sprintf(`{"layers":[{"digest":%q}],"x":"%*d"}`, a, maxBody, 1), nil},
-	}
-	for name, test := range tests {
+// All lists together take a bounded part of the disk, empty ones too.
+func TestAllListsAreBounded(t *testing.T) {
+	for name, size := range map[string]int64{"large": 4 << 20, "odd": 4097, "small": 1} {
 		t.Run(name, func(t *testing.T) {
-			if got := blobsOf(test.mediaType, test.body); !slices.Equal(got, test.want) {
-				t.Errorf("blobs of %.200s: %v, want %v", test.body, got, test.want)
+			s, begin := newLists(), time.Now()
+			var gone int
+			add := func(i int) {
+				_, excess := s.use(fmt.Sprintf("lists/%d/x", i), size, begin.Add(time.Duration(i)))
+				for _, file := range excess {
+					if want := fmt.Sprintf("lists/%d/x", gone); file != want {
+						t.Fatalf("%s has to go, want %s, the oldest", file, want)
+					}
+					gone++
+				}
+			}
+			blocks := (size + listBlock - 1) / listBlock
+			fit := int(maxListBytes / (blocks * listBlock))
+			for i := range fit + 3 {
+				add(i)
+			}
+			if n, bytes := s.stats(); n != int64(fit) || bytes != int64(fit)*blocks*listBlock || len(s.siblings) != fit || gone != 3 {
+				t.Errorf("%d lists of %d bytes in %d repositories, %d gone; want %d, and 3", n, bytes, len(s.siblings), gone, fit)
+			}
+			s.use(fmt.Sprintf("lists/%d/x", fit), maxListBytes+1, begin.Add(time.Hour)) // alone
+			if n, _ := s.stats(); n != 1 {
+				t.Errorf("%d lists beside one that is too large by itself", n-1)
 			}
 		})
+	}
+}
+
+func TestListsOfARepositoryAreBounded(t *testing.T) {
+	s, begin := newLists(), time.Now()
+	s.use("lists/other/x", 1, begin)
+	for i := range maxLists + 3 {
+		isNew, excess := s.use(fmt.Sprintf("lists/a/%d", i), 1, begin.Add(time.Duration(i)))
+		if want := max(0, i-maxLists+1); !isNew || len(excess) != min(want, 1) || want > 0 && excess[0] != fmt.Sprintf("lists/a/%d", want-1) {
+			t.Fatalf("list %d: new %v, and %q have to go", i, isNew, excess)
+		}
+	}
+	if n, _ := s.stats(); n != maxLists+1 || s.siblings["lists/a"] != maxLists {
+		t.Errorf("%d lists, %d of the repository", n, s.siblings["lists/a"])
 	}
 }

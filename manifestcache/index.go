@@ -64,6 +64,12 @@ type validation struct {
 // repository may have it there as something else.
 func (v validation) covers(m *Manifest) bool { return v.mediaType == "" || v.mediaType == m.MediaType }
 
+// names reports whether upstream's word is about a manifest that names what one of
+// kind k does.
+func (v validation) names(k kind) bool {
+	return k != other && (v.mediaType == "" || kindOf(v.mediaType) == k)
+}
+
 func newIndex() index {
 	return index{
 		manifests: make(map[digest.Digest]*entry),
@@ -103,7 +109,7 @@ func (c *Cache) best(r right, k pair) Right {
 		if best == Granted {
 			break
 		}
-		if v := c.rights[right{r.repository, e.digest}]; v != nil && (v.mediaType == "" || kindOf(v.mediaType) == e.kind) {
+		if v := c.rights[right{r.repository, e.digest}]; v != nil && v.names(e.kind) {
 			best = max(best, c.judge(v.at))
 		}
 	}
@@ -253,9 +259,9 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 	now := time.Now()
 	c.mu.Lock()
 	e := c.manifests[m.Digest]
-	if e == nil || e.number == 0 || e.kind != kindOf(m.MediaType) {
+	if k := kindOf(m.MediaType); e == nil || e.number == 0 || e.kind != k {
 		c.mu.Unlock()
-		named := namesOf(m)
+		named := namesOf(k, m.Body)
 		c.mu.Lock()
 		e = c.add(m, mtime, now, named)
 		c.schedule(manifestName(m.Digest), now)

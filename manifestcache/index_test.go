@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"larder/manifestcache"
 )
@@ -56,6 +57,66 @@ func TestBytesAreSharedBetweenRepositoriesAndRightsAreNot(t *testing.T) {
 			wantRefers(t, c, owner, blob, manifestcache.Granted)
 			wantDigest(t, c, owner, doc, manifestcache.Hit)
 		})
+	}
+}
+
+// A registry that is given a manifest looks for what it names, by its media type.
+// What other fields name, or a type that nobody knows, is only claimed.
+func TestOnlyWhatATypeNamesGivesARight(t *testing.T) {
+	secret := digest.FromString("secret")
+	field := fmt.Sprintf(`[{"digest":%q}]`, secret)
+	const unknown = "application/vnd.example+json"
+	tests := map[string]document{
+		"of an image":                 {ocispec.MediaTypeImageManifest, []byte(`{"layers":` + field + `}`), ""},
+		"of an artifact":              {"application/vnd.oci.artifact.manifest.v1+json", []byte(`{"blobs":` + field + `}`), ""},
+		"no field of an image":        {ocispec.MediaTypeImageManifest, []byte(`{"layers":[],"blobs":` + field + `}`), ""},
+		"no field of an index":        {ocispec.MediaTypeImageIndex, []byte(`{"manifests":[],"blobs":` + field + `}`), ""},
+		"of a type that nobody knows": {unknown, []byte(`{"layers":` + field + `}`), ""},
+	}
+	for name, doc := range tests {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			c := openCache(t, dir, config())
+			up := newRepository("docker.io/library/alpine")
+			doc.digest = digest.FromBytes(doc.body)
+			wantDigest(t, c, up, up.push(doc), manifestcache.Miss)
+			want := manifestcache.Unknown
+			if name == "of an image" || name == "of an artifact" {
+				want = manifestcache.Granted
+			}
+			wantRefers(t, c, up, secret, want)
+			c = openCache(t, dir, config())
+			wantDigest(t, c, up, doc, manifestcache.Hit)
+			wantRefers(t, c, up, secret, want)
+			if blobs := c.Blobs(doc.digest); (len(blobs) == 1) != (want == manifestcache.Granted || doc.mediaType == unknown) {
+				t.Errorf("used with it are %v", blobs)
+			}
+		})
+	}
+}
+
+// The same bytes may be an image in one repository, and anything in another, which
+// is not asked for layers then.
+func TestTypeElsewhereGivesNoRightHere(t *testing.T) {
+	for _, first := range []string{"owner", "stranger"} {
+		c := openCache(t, t.TempDir(), config())
+		owner, stranger := newRepository("docker.io/owner/private"), newRepository("docker.io/stranger/x")
+		secret := digest.FromString("secret")
+		doc := owner.push(newImage(secret))
+		other := stranger.push(document{"application/vnd.example+json", doc.body, doc.digest})
+		pull := map[string]func(){
+			"owner":    func() { wantDigest(t, c, owner, doc, manifestcache.Miss) },
+			"stranger": func() { wantDigest(t, c, stranger, other, manifestcache.Miss) },
+		}
+		pull[first]()
+		delete(pull, first)
+		for _, next := range pull {
+			next()
+		}
+		wantRefers(t, c, stranger, secret, manifestcache.Unknown)
+		if first == "stranger" {
+			wantRefers(t, c, owner, secret, manifestcache.Granted)
+		}
 	}
 }
 

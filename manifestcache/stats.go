@@ -8,6 +8,7 @@ import (
 // Stats is what a cache holds and what it has done since it was opened.
 type Stats struct {
 	Entries, Bytes               int64 // manifests on disk
+	Lists, ListBytes             int64
 	Hits, Revalidated, Misses    int64
 	Stale                        int64
 	Mismatches                   int64            // answers thrown away for ErrDigest
@@ -44,6 +45,7 @@ func (c *Cache) Stats() Stats {
 		RememberedHits:   c.count.remembered.Load(),
 		RememberedMisses: c.count.unremembered.Load(),
 	}
+	s.Lists, s.ListBytes = c.lists.stats()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.Entries, s.StoreErrors = int64(len(c.manifests)), maps.Clone(c.storeErrs)

@@ -248,13 +248,15 @@ func TestMetrics(t *testing.T) {
 		`larder_upstream_errors_total{host="docker.io",op="head manifest",reason="notfound"}`:  "1",
 		`larder_upstream_errors_total{host="ghcr.io",op="head manifest",reason="unreachable"}`: "1",
 		`larder_store_duration_seconds_count{kind="blob",op="commit"}`:                         "1",
-		`larder_store_duration_seconds_count{kind="manifest",op="commit"}`:                     "2", // the manifest and its tag
+		`larder_store_duration_seconds_count{kind="manifest",op="commit"}`:                     "3", // the manifest, its tag, and a list
 		`larder_remembered_layers`:                                                             "3", // a config, a layer; and that one as upstream said so
 		`larder_remembered_layer_hits_total`:                                                   "3",
 		`larder_remembered_layer_misses_total`:                                                 "0",
 		`larder_memory_entries`:                                                                "1",
 		`larder_memory_hits_total`:                                                             "2",
 		`larder_memory_max_bytes`:                                                              "1.048576e+06",
+		`larder_cache_entries{kind="list"}`:                                                    "1",
+		`larder_cache_bytes{kind="list"}`:                                                      "4096",
 	}
 	for name, value := range want {
 		if got[name] != value {

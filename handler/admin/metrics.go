@@ -229,6 +229,8 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	for name, n := range m.StoreErrors {
 		counter(storeDesc, n, "manifest", name)
 	}
+	gauge(entriesDesc, m.Lists, "list")
+	gauge(bytesDesc, m.ListBytes, "list")
 	counter(mismatchesDesc, m.Mismatches, "manifest")
 	counter(damagedDesc, m.Damaged, "manifest")
 	counter(expiredDesc, m.Expired, "manifest")

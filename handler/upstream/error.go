@@ -209,7 +209,8 @@ func asked(req *http.Request, repository string) bool {
 		return true
 	}
 	req, _ = first(req)
-	return req.URL.Path == "/v2/" || strings.HasPrefix(req.URL.Path, "/v2/"+repository+"/")
+	path, _ := strings.CutPrefix(req.URL.Path, "/extensions")
+	return req.URL.Path == "/v2/" || strings.HasPrefix(path, "/v2/"+repository+"/")
 }
 
 // discreet drops URLs and queries, which may be signed, and further lines, which

@@ -2,6 +2,7 @@ package upstream_test
 
 import (
 	"encoding/json"
+	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -80,6 +81,36 @@ func TestReferrers(t *testing.T) {
 				t.Errorf("got %q, %+v", got, l)
 			}
 		})
+	}
+}
+
+// No digest tells a list from the page of somebody in between.
+func TestWhatIsNoListIsRefused(t *testing.T) {
+	for _, question := range []string{"list tags", "list referrers"} {
+		for _, body := range []string{"", "<html>please log in</html>", "[]", "null", `{"errors":[]}`, `{"tags":[`} {
+			reg, r := start(t, upstream.Config{})
+			reg.Fault(upstreamtest.Match{Path: page(question)}, func(http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) })
+			})
+			err := questions[question](t.Context(), r)
+			wantError(t, err, 0)
+			wantUnreachable(t, err, true)
+			if n := reg.Count("", page(question)); n != 1 {
+				t.Errorf("%s, %q: asked %d times, want once", question, body, n)
+			}
+		}
+	}
+}
+
+func TestListOfNothing(t *testing.T) {
+	for _, body := range []string{`{"name":"x","tags":null}`, `{"tags":[],"more":1}`, " {\"tags\" : [] }\n"} {
+		reg, r := start(t, upstream.Config{})
+		reg.Fault(upstreamtest.Match{Path: "/tags/"}, func(http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) })
+		})
+		if l, err := r.Tags(t.Context(), nil); err != nil || string(l.Body) != body {
+			t.Errorf("got %+v, %v, want %s", l, err, body)
+		}
 	}
 }
 

@@ -153,6 +153,10 @@ func TestWhatIsNoManifestIsRefused(t *testing.T) {
 		"a list":                    {ocispec.MediaTypeImageManifest, "[]"},
 		"of another type":           {ocispec.MediaTypeImageManifest, `{"mediaType":"` + ocispec.MediaTypeImageIndex + `"}`},
 		"an image and an index":     {ocispec.MediaTypeImageManifest, `{"manifests":[],"layers":[]}`},
+		"JSON that is broken":       {"application/vnd.example.manifest", `{"manifests":[],"layers":[]} ` + "x"},
+		"of no vendor":              {"application/x-manifest", "not JSON"},
+		"JSON that is none":         {"application/vnd.example+json", "not JSON"},
+		"signed, and no JSON":       {"application/vnd.docker.distribution.manifest.v1+prettyjws", "not JSON"},
 		"an index and an image":     {ocispec.MediaTypeImageIndex, `{"manifests":[],"config":{}}`},
 	}
 	for name, test := range tests {
@@ -166,6 +170,16 @@ func TestWhatIsNoManifestIsRefused(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What it is, its type says, and no client takes it for anything else.
+func TestManifestsNeedNotBeJSON(t *testing.T) {
+	reg, r := start(t, upstream.Config{})
+	for i, body := range []string{"\x00\x01\xff", "schemaVersion: 2\n", ""} {
+		const mediaType = "application/vnd.example.manifest.v1+cbor"
+		d := reg.AddManifest(repoName, fmt.Sprint(i), mediaType, []byte(body))
+		wantManifest(t, r, d.String(), ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(body))}, []byte(body))
 	}
 }
 

@@ -18,6 +18,7 @@ type place struct {
 	url         *url.URL
 	credentials string      // the host whose credentials are shown here
 	whole       atomic.Bool // it refuses a range from a blob's start
+	signatures  atomic.Bool // it has said that it has signatures
 	quota       quota
 	breaker     breaker
 	log         *zap.Logger
@@ -181,6 +182,9 @@ func (p *place) answered(res *http.Response) {
 		}
 	}
 	p.quota.note(res.Header)
+	if ping := res.Request != nil && res.Request.URL.Path == "/v2/"; ping && (res.StatusCode == http.StatusOK || res.StatusCode == http.StatusUnauthorized) {
+		p.signatures.Store(res.Header.Get(signaturesHeader) == "1")
+	}
 	if names := hops(res.Header["Via"]); len(names) > 0 {
 		p.mu.Lock()
 		defer p.mu.Unlock()

@@ -81,7 +81,7 @@ func (r *Repository) GetManifest(ctx context.Context, reference string) (ocispec
 	err := r.ask(ctx, "get manifest", r.inOrder(reference), func(ctx context.Context, s *session, _ *exchange) error {
 		// Not with the puller, which makes objects of whatever is in there: a
 		// hundred bytes for each two, if they are {}.
-		res, err := r.send(ctx, s, http.MethodGet, "manifests/"+reference, nil, nil)
+		res, err := r.send(ctx, s, http.MethodGet, r.path("manifests/"+reference), nil, nil)
 		if err != nil {
 			return err
 		}
@@ -89,15 +89,17 @@ func (r *Repository) GetManifest(ctx context.Context, reference string) (ocispec
 		if body, err = readDocument(res.Body, maxDocument); err != nil {
 			return err
 		}
-		if d, err := digest.Parse(reference); err == nil && d.Algorithm().FromBytes(body) != d {
-			return errMismatch // another place may have the right one
-		}
 		desc = ocispec.Descriptor{Size: int64(len(body))}
 		if d, err := digest.Parse(res.Header.Get("Docker-Content-Digest")); err == nil {
 			desc.Digest = d
 		}
-		desc.MediaType, err = documentType(res.Header.Get("Content-Type"), body)
-		return err
+		if desc.MediaType, err = documentType(res.Header.Get("Content-Type"), body); err != nil {
+			return err
+		}
+		if d, err := digest.Parse(reference); err == nil && d.Algorithm().FromBytes(body) != d && desc.MediaType != signedManifest {
+			return errMismatch // another place may have the right one
+		}
+		return nil
 	})
 	return desc, body, err
 }
@@ -119,7 +121,7 @@ func mediaType(contentType string) string {
 func (r *Repository) HeadBlob(ctx context.Context, d digest.Digest) (size int64, err error) {
 	size = -1
 	err = r.ask(ctx, "head blob", r.byHealth(), func(ctx context.Context, s *session, _ *exchange) error {
-		res, err := r.send(ctx, s, http.MethodHead, "blobs/"+d.String(), nil, http.Header{bodyHeader: {bodyBlob}})
+		res, err := r.send(ctx, s, http.MethodHead, r.path("blobs/"+d.String()), nil, http.Header{bodyHeader: {bodyBlob}})
 		if err != nil {
 			return err
 		}
@@ -195,7 +197,7 @@ func (r *Repository) sendForPart(ctx context.Context, s *session, d digest.Diges
 	if rng != "" {
 		header.Set("Range", rng)
 	}
-	res, err := r.send(ctx, s, http.MethodGet, "blobs/"+d.String(), nil, header, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
+	res, err := r.send(ctx, s, http.MethodGet, r.path("blobs/"+d.String()), nil, header, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable)
 	if e, ok := errors.AsType[*transport.Error](err); ok && rng != "" && (e.StatusCode == http.StatusBadRequest || e.StatusCode == http.StatusNotImplemented) {
 		err = fmt.Errorf("%w: %w", ErrNoRange, err) // so some say that they know no ranges
 		s.noteRefusedPart(offset, err)
@@ -203,54 +205,13 @@ func (r *Repository) sendForPart(ctx context.Context, s *session, d digest.Diges
 	return res, err
 }
 
-// Listing is a page of tags or referrers, as upstream sent it. A large one counts
-// as in memory until the context ends that it was asked for with; see ErrBusy.
-type Listing struct {
-	Body        []byte
-	ContentType string
-	Filters     string     // OCI-Filters-Applied
-	Next        url.Values // the query that gets the next page; nil: this was the last
-}
-
-// Tags gets a page of the tags; query has n and last.
-func (r *Repository) Tags(ctx context.Context, query url.Values) (*Listing, error) {
-	return r.list(ctx, "list tags", "tags/list", query, "application/json")
-}
-
-// Referrers gets a page of the manifests whose subject is d; query has
-// artifactType.
-func (r *Repository) Referrers(ctx context.Context, d digest.Digest, query url.Values) (*Listing, error) {
-	return r.list(ctx, "list referrers", "referrers/"+d.String(), query, ocispec.MediaTypeImageIndex)
-}
-
-func (r *Repository) list(ctx context.Context, op, path string, query url.Values, accept string) (*Listing, error) {
-	var l *Listing
-	ctx = r.client.withRoom(ctx)
-	err := r.ask(ctx, op, r.places(), func(ctx context.Context, s *session, _ *exchange) error {
-		res, err := r.send(ctx, s, http.MethodGet, path, query, http.Header{bodyHeader: {bodyListing}, "Accept": {accept}})
-		if err != nil {
-			return err
-		}
-		defer res.Body.Close()
-		body, err := readDocument(res.Body, maxListing)
-		if err != nil {
-			return err
-		}
-		l = &Listing{
-			Body:        body,
-			ContentType: res.Header.Get("Content-Type"),
-			Filters:     res.Header.Get("OCI-Filters-Applied"),
-			Next:        nextPage(res.Header.Values("Link")),
-		}
-		return nil
-	})
-	return l, err
-}
+// path is that of something in the repository.
+func (r *Repository) path(below string) string { return "/v2/" + r.name + "/" + below }
 
 // send makes one request of a session and expects 200, or one of also.
 func (r *Repository) send(ctx context.Context, s *session, method, path string, query url.Values, header http.Header, also ...int) (*http.Response, error) {
 	u := *s.place.url
-	u.Path, u.RawQuery = "/v2/"+r.name+"/"+path, query.Encode()
+	u.Path, u.RawQuery = path, query.Encode()
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, err

@@ -18,6 +18,8 @@ type contents struct {
 	blobs     map[digest.Digest]blob
 	manifests map[digest.Digest]manifest
 	tags      map[string]digest.Digest
+
+	signatures map[digest.Digest][]json.RawMessage // of the extension, by manifest
 }
 
 type blob struct {
@@ -28,6 +30,7 @@ type blob struct {
 type manifest struct {
 	mediaType string
 	body      []byte
+	refers    ocispec.Manifest // what it says of a subject
 }
 
 // An Image is what AddImage made.
@@ -48,6 +51,8 @@ func (r *Registry) change(name string, do func(*contents)) {
 			blobs:     make(map[digest.Digest]blob),
 			manifests: make(map[digest.Digest]manifest),
 			tags:      make(map[string]digest.Digest),
+
+			signatures: make(map[digest.Digest][]json.RawMessage),
 		}
 		r.repositories[name] = repo
 	}
@@ -81,13 +86,21 @@ func (r *Registry) AddManifest(repository, tag, mediaType string, body []byte) d
 // AddManifestWith is AddManifest with another digest algorithm.
 func (r *Registry) AddManifestWith(algorithm digest.Algorithm, repository, tag, mediaType string, body []byte) digest.Digest {
 	d := algorithm.FromBytes(body)
+	r.AddManifestAs(repository, tag, d, mediaType, body)
+	return d
+}
+
+// AddManifestAs is AddManifest under a digest that is not the body's: of a signed manifest
+// of schema 1, say.
+func (r *Registry) AddManifestAs(repository, tag string, d digest.Digest, mediaType string, body []byte) {
+	m := manifest{mediaType: mediaType, body: body}
+	_ = json.Unmarshal(body, &m.refers) // anything may be there
 	r.change(repository, func(repo *contents) {
-		repo.manifests[d] = manifest{mediaType, body}
+		repo.manifests[d] = m
 		if tag != "" {
 			repo.tags[tag] = d
 		}
 	})
-	return d
 }
 
 // AddImage adds an OCI image of these layers, with a config, and lets tag mean it; tag "" is

@@ -41,6 +41,8 @@ type Registry struct {
 	auth         auth
 	strict       bool // manifests only to those who accept their type
 	referrers    bool
+	signatures   bool
+	page         int // how much a page of a list has, at most; 0: all
 }
 
 // New starts a registry on a loopback port that stops with the test.

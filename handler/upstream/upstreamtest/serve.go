@@ -4,20 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"fmt"
 	"io"
-	"maps"
 	"mime"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // SetAcceptStrict makes the registry serve a manifest only to those whose Accept has its type.
@@ -25,13 +19,6 @@ func (r *Registry) SetAcceptStrict() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.strict = true
-}
-
-// EnableReferrers switches on the referrers API, which otherwise is 404.
-func (r *Registry) EnableReferrers() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.referrers = true
 }
 
 // answer is what a healthy registry does.
@@ -46,6 +33,9 @@ func (r *Registry) answer(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	name, kind, last := split(req.URL.Path)
+	if kind == "ping" {
+		r.announce(w.Header())
+	}
 	if !r.authorize(w, req, name) {
 		return
 	}
@@ -61,6 +51,8 @@ func (r *Registry) answer(w http.ResponseWriter, req *http.Request) {
 		r.serveReferrers(w, req, name, digest.Digest(last))
 	case "tags":
 		r.serveTags(w, req, name)
+	case "signatures":
+		r.serveSignatures(w, req, name, digest.Digest(last))
 	default:
 		writeError(w, req, http.StatusNotFound, "NAME_UNKNOWN", "no such page")
 	}
@@ -71,13 +63,14 @@ func split(path string) (name, kind, last string) {
 	if path == "/v2" || path == "/v2/" {
 		return "", "ping", ""
 	}
+	path, extension := strings.CutPrefix(path, "/extensions")
 	parts := strings.Split(path, "/")
 	n := len(parts)
 	if n < 5 || parts[0] != "" || parts[1] != "v2" {
 		return "", "", ""
 	}
 	name, kind, last = strings.Join(parts[2:n-2], "/"), parts[n-2], parts[n-1]
-	if kind == "tags" && last != "list" {
+	if kind == "tags" && last != "list" || extension != (kind == "signatures") {
 		return name, "", last
 	}
 	return name, kind, last
@@ -154,85 +147,6 @@ func accepts(h http.Header, mediaType string) bool {
 		}
 	}
 	return false
-}
-
-func (r *Registry) serveTags(w http.ResponseWriter, req *http.Request, name string) {
-	var tags []string
-	if !r.look(w, req, name, func(repo *contents) { tags = slices.Sorted(maps.Keys(repo.tags)) }) {
-		return
-	}
-	query := req.URL.Query()
-	if last := query.Get("last"); last != "" {
-		i, found := slices.BinarySearch(tags, last)
-		if found {
-			i++
-		}
-		tags = tags[i:]
-	}
-	if query.Has("n") {
-		n, err := strconv.Atoi(query.Get("n"))
-		if err != nil || n < 0 {
-			writeError(w, req, http.StatusBadRequest, "PAGINATION_NUMBER_INVALID", "n is not a number of tags")
-			return
-		}
-		if 0 < n && n < len(tags) {
-			next := url.Values{"n": {strconv.Itoa(n)}, "last": {tags[n-1]}}
-			w.Header().Set("Link", fmt.Sprintf(`</v2/%s/tags/list?%s>; rel="next"`, name, next.Encode()))
-		}
-		tags = tags[:min(n, len(tags))]
-	}
-	writeJSON(w, req, http.StatusOK, "application/json", struct {
-		Name string   `json:"name"`
-		Tags []string `json:"tags"`
-	}{name, append([]string{}, tags...)})
-}
-
-func (r *Registry) serveReferrers(w http.ResponseWriter, req *http.Request, name string, subject digest.Digest) {
-	r.mu.Lock()
-	enabled := r.referrers
-	r.mu.Unlock()
-	if !enabled {
-		writeError(w, req, http.StatusNotFound, "UNSUPPORTED", "no referrers API")
-		return
-	}
-	if err := subject.Validate(); err != nil {
-		writeError(w, req, http.StatusBadRequest, "DIGEST_INVALID", err.Error())
-		return
-	}
-	index := ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageIndex,
-		Manifests: []ocispec.Descriptor{},
-	}
-	ok := r.look(w, req, name, func(repo *contents) { index.Manifests = repo.referrers(subject) })
-	if !ok {
-		return
-	}
-	if t := req.URL.Query().Get("artifactType"); t != "" {
-		w.Header().Set("OCI-Filters-Applied", "artifactType")
-		index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.ArtifactType != t })
-	}
-	writeJSON(w, req, http.StatusOK, ocispec.MediaTypeImageIndex, index)
-}
-
-// referrers describes the manifests whose subject is this one, in the order of their digests.
-func (c *contents) referrers(subject digest.Digest) []ocispec.Descriptor {
-	descriptors := []ocispec.Descriptor{}
-	for _, d := range slices.Sorted(maps.Keys(c.manifests)) {
-		m := c.manifests[d]
-		var image ocispec.Manifest
-		if json.Unmarshal(m.body, &image) != nil || image.Subject == nil || image.Subject.Digest != subject {
-			continue
-		}
-		descriptors = append(descriptors, ocispec.Descriptor{
-			MediaType:    m.mediaType,
-			Digest:       d,
-			Size:         int64(len(m.body)),
-			ArtifactType: cmp.Or(image.ArtifactType, image.Config.MediaType),
-			Annotations:  image.Annotations,
-		})
-	}
-	return descriptors
 }
 
 func writeJSON(w http.ResponseWriter, req *http.Request, status int, mediaType string, v any) {

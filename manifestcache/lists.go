@@ -1,0 +1,391 @@
+package manifestcache
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+)
+
+// Clients choose what is listed and how: n and last, the subject, the type. These
+// bound what is kept of it; the list that was not used for longest goes.
+const (
+	maxLists     = 1024     // of one repository
+	maxListBytes = 64 << 20 // of all, in whole blocks: of empty ones there are 16,384
+	listBlock    = 4 << 10
+)
+
+// List is a page of what upstream lists of a repository: its tags, say.
+type List struct {
+	ContentType string
+	Filters     string // that upstream has applied; "": none
+	Next        string // the query that gets the next page; "": this is the last
+	Body        []byte // as upstream sent it; shared, and not for who asks the cache
+
+	// For who asks the cache. Content is to be closed.
+	Size    int64
+	Content io.ReadSeekCloser
+	Outcome Outcome
+	Age     time.Duration // since upstream sent it
+}
+
+// listHeader is the first line of a list's file; the body follows it. The mtime
+// is when upstream last sent this.
+type listHeader struct {
+	List        string        `json:"list"` // without its query, which may hold what is nobody's business
+	ContentType string        `json:"contentType"`
+	Filters     string        `json:"filters,omitempty"`
+	Next        string        `json:"next,omitempty"`
+	Sum         digest.Digest `json:"sum"` // of the key, the header without it, and the body
+}
+
+// lists are the files with lists, by name.
+type lists struct {
+	mu       sync.Mutex // guards what follows
+	used     map[string]*listEntry
+	bytes    int64          // of all
+	siblings map[string]int // how many by directory, which is the repository
+}
+
+type listEntry struct {
+	bytes int64 // on disk, in whole blocks
+	at    time.Time
+}
+
+func newLists() lists {
+	return lists{used: make(map[string]*listEntry), siblings: make(map[string]int)}
+}
+
+// List returns the list of a repository that name, a path with a query, stands
+// for. fetch gets it from upstream, which is asked unless it was within ListTTL;
+// many who ask at the same time are one question.
+func (c *Cache) List(ctx context.Context, repository, name string, fetch func(context.Context) (*List, error)) (*List, error) {
+	l, err := c.list(ctx, repository, name, fetch)
+	switch {
+	case err != nil:
+		return nil, err
+	case l.Body == nil && l.Size > 0:
+		return c.openList(repository, name, l)
+	}
+	r := new(inMemory)
+	r.Reset(l.Body)
+	l.Content = r
+	return l, nil
+}
+
+// list is List without Content. A large one's Body stays in its file: hundreds of
+// clients may be slow to read it.
+func (c *Cache) list(ctx context.Context, repository, name string, fetch func(context.Context) (*List, error)) (*List, error) {
+	if l := c.freshList(repository, name); l != nil {
+		return l, nil
+	}
+	return once(ctx, c, "list "+listKey(repository, name), func(ctx context.Context) (*List, error) {
+		// Who comes when another question has just been answered finds the answer.
+		if l := c.freshList(repository, name); l != nil {
+			return l, nil
+		}
+		return c.fetchList(ctx, repository, name, fetch)
+	})
+}
+
+// freshList is the list, if upstream need not be asked for it, or nil.
+func (c *Cache) freshList(repository, name string) *List {
+	if c.cfg.ListTTL == 0 {
+		return nil
+	}
+	l := c.readList(repository, name)
+	if l == nil || l.Age >= c.cfg.ListTTL {
+		return nil
+	}
+	l.Outcome = Hit
+	return l
+}
+
+// fetchList asks upstream. As with a tag, no answer leaves the list as it was, and
+// a no ends it.
+func (c *Cache) fetchList(ctx context.Context, repository, name string, fetch func(context.Context) (*List, error)) (*List, error) {
+	l, err := fetch(ctx)
+	if err == nil {
+		l.Outcome, l.Age, l.Size = Miss, 0, int64(len(l.Body))
+		if c.storeList(repository, name, l) && l.Size > maxBody {
+			l.Body = nil
+		}
+		return l, nil
+	}
+	if c.cfg.GoneIf(err) {
+		c.removeList(listName(repository, name))
+		return nil, err
+	}
+	if !c.cfg.StaleIf(err) {
+		return nil, err
+	}
+	old := c.readList(repository, name)
+	if old == nil {
+		return nil, err
+	}
+	c.log.Warn("upstream can't list; answering with what it last said",
+		zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Duration("age", old.Age), zap.Error(err))
+	old.Outcome = Stale
+	return old, nil
+}
+
+// readList reads a list from disk and notes the use, or returns nil.
+func (c *Cache) readList(repository, name string) *List {
+	file := listName(repository, name)
+	l, f, fi, err := c.openListFile(repository, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.lists.forget(file)
+		return nil
+	}
+	if saysNothing(err) {
+		c.log.Error("list can't be read now", zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Error(err))
+		return nil
+	}
+	if err != nil {
+		c.count.damaged.Add(1)
+		c.log.Error("list file is damaged; asking upstream", zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Error(err))
+		c.removeList(file)
+		return nil
+	}
+	f.Close()
+	c.useList(file, fi.Size(), time.Now())
+	l.Age = max(time.Since(fi.ModTime()), 0)
+	return l
+}
+
+// openList opens the large list that found was about. It is what its file has now:
+// another question may have been answered since.
+func (c *Cache) openList(repository, name string, found *List) (*List, error) {
+	l, f, fi, err := c.openListFile(repository, name)
+	if err != nil {
+		return nil, fmt.Errorf("list %s of %s: %w", withoutQuery(name), repository, err)
+	}
+	l.Content = &inFile{io.NewSectionReader(f, fi.Size()-l.Size, l.Size), f}
+	l.Outcome, l.Age = found.Outcome, found.Age
+	return l, nil
+}
+
+// openListFile opens and checks the file of a list.
+func (c *Cache) openListFile(repository, name string) (*List, *os.File, fs.FileInfo, error) {
+	f, fi, err := c.openFile(listName(repository, name))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	l, err := decodeList(listKey(repository, name), f, fi.Size())
+	if err != nil {
+		f.Close()
+		return nil, nil, nil, err
+	}
+	return l, f, fi, nil
+}
+
+// storeList writes to disk what upstream has just sent. If it is what is there
+// already, only its time is new.
+func (c *Cache) storeList(repository, name string, l *List) (stored bool) {
+	file, now := listName(repository, name), time.Now()
+	data := encodeList(listKey(repository, name), l)
+	old, _, err := c.readFile(file)
+	if err != nil || !bytes.Equal(old, data) {
+		err = c.write(file, data)
+	}
+	if err == nil {
+		err = c.root.Chtimes(file, now, now)
+	}
+	if err != nil {
+		c.complain("list not stored", err, zap.String("repository", repository), zap.String("list", withoutQuery(name)))
+		c.removeList(file) // what it says is not true any more
+		return false
+	}
+	c.useList(file, int64(len(data)), now)
+	return true
+}
+
+// useList notes the use of a file, and removes those that are too many now.
+func (c *Cache) useList(file string, size int64, at time.Time) {
+	isNew, excess := c.lists.use(file, size, at)
+	if isNew {
+		c.schedule(file, at)
+	}
+	for _, other := range excess {
+		c.removeList(other)
+	}
+}
+
+func (c *Cache) removeList(file string) {
+	c.lists.forget(file)
+	c.due.Delete(file)
+	if err := c.root.RemoveAll(file); err != nil {
+		c.log.Error("list not removed", zap.String("path", file), zap.Error(err))
+	}
+}
+
+// use notes that a file, whose size is given, is used, and returns which others
+// are too many. They are not known any more.
+func (s *lists) use(file string, size int64, at time.Time) (isNew bool, excess []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.used[file]
+	if isNew = e == nil; isNew {
+		e = new(listEntry)
+		s.used[file] = e
+		s.siblings[path.Dir(file)]++
+	}
+	bytes := (size + listBlock - 1) / listBlock * listBlock
+	s.bytes += bytes - e.bytes
+	e.bytes = bytes
+	if at.After(e.at) {
+		e.at = at
+	}
+	for len(s.used) > 1 && (s.bytes > maxListBytes || s.siblings[path.Dir(file)] > maxLists) {
+		other := s.oldest(file, s.bytes <= maxListBytes)
+		s.drop(other)
+		excess = append(excess, other)
+	}
+	return isNew, excess
+}
+
+// oldest is the list but for the file that was not used for longest, of the same
+// repository or of all. Needs mu.
+func (s *lists) oldest(file string, sibling bool) (oldest string) {
+	for other, e := range s.used {
+		if other == file || sibling && path.Dir(other) != path.Dir(file) {
+			continue
+		}
+		if oldest == "" || e.at.Before(s.used[oldest].at) {
+			oldest = other
+		}
+	}
+	return oldest
+}
+
+func (s *lists) forget(file string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drop(file)
+}
+
+// drop needs mu.
+func (s *lists) drop(file string) {
+	e := s.used[file]
+	if e == nil {
+		return
+	}
+	delete(s.used, file)
+	s.bytes -= e.bytes
+	if dir := path.Dir(file); s.siblings[dir] > 1 {
+		s.siblings[dir]--
+	} else {
+		delete(s.siblings, dir)
+	}
+}
+
+// lastUse is the zero time for a file that is not known.
+func (s *lists) lastUse(file string) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.used[file]; e != nil {
+		return e.at
+	}
+	return time.Time{}
+}
+
+// stats are how many lists there are and what they take on disk.
+func (s *lists) stats() (n, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return int64(len(s.used)), s.bytes
+}
+
+func listKey(repository, name string) string { return repository + " " + name }
+
+// listName is the name of the file with a list.
+func listName(repository, name string) string {
+	a, b := sha256.Sum256([]byte(repository)), sha256.Sum256([]byte(name))
+	return path.Join(listDir, hex.EncodeToString(a[:]), hex.EncodeToString(b[:]))
+}
+
+// isListName reports whether listName makes such names.
+func isListName(name string) bool {
+	elements := strings.Split(name, "/")
+	if len(elements) != 3 || elements[0] != listDir {
+		return false
+	}
+	for _, e := range elements[1:] {
+		if digest.NewDigestFromEncoded(digest.SHA256, e).Validate() != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// encodeList is the file of a list.
+func encodeList(key string, l *List) []byte {
+	clean := func(s string) string { return strings.ToValidUTF8(s, "") } // as JSON will have it
+	h := listHeader{List: clean(withoutQuery(key)), ContentType: clean(l.ContentType), Filters: clean(l.Filters), Next: clean(l.Next)}
+	h.Sum = h.sum(key, l.Body)
+	return bytes.Join([][]byte{h.line(), l.Body}, []byte("\n"))
+}
+
+// decodeList reads what encodeList has made, of the given size. It checks
+// everything: no digest that anybody knows covers a list. There is no Body if it is
+// large.
+func decodeList(key string, file io.Reader, size int64) (*List, error) {
+	r := bufio.NewReader(file)
+	line, err := r.ReadBytes('\n')
+	var h listHeader
+	if err != nil || json.Unmarshal(line, &h) != nil || h.Sum.Validate() != nil {
+		return nil, errDamaged
+	}
+	l := &List{ContentType: h.ContentType, Filters: h.Filters, Next: h.Next, Size: size - int64(len(line))}
+	verifier := h.verifier(key)
+	var body bytes.Buffer
+	kept := io.Writer(verifier)
+	if l.Size <= maxBody {
+		kept = io.MultiWriter(verifier, &body)
+	}
+	if n, err := io.Copy(kept, r); err != nil || n != l.Size || !verifier.Verified() {
+		return nil, errDamaged
+	}
+	l.Body = body.Bytes()
+	return l, nil
+}
+
+func (h listHeader) line() []byte {
+	line, err := json.Marshal(h)
+	if err != nil {
+		panic(err) // strings
+	}
+	return line
+}
+
+// verifier is for the body, when all else is known.
+func (h listHeader) verifier(key string) digest.Verifier {
+	v := h.Sum.Verifier()
+	h.Sum = ""
+	_, _ = fmt.Fprintf(v, "%s\n%s\n", key, h.line()) // to memory
+	return v
+}
+
+func (h listHeader) sum(key string, body []byte) digest.Digest {
+	h.Sum = ""
+	return digest.FromBytes(bytes.Join([][]byte{[]byte(key), h.line(), body}, []byte("\n")))
+}
+
+func withoutQuery(name string) string {
+	name, _, _ = strings.Cut(name, "?")
+	return name
+}
