@@ -106,6 +106,7 @@ type Cache struct {
 	flights singleflight.Group
 	due     ttl.Queue[string] // by file name
 	count   counters
+	scanned chan struct{} // closed when Run knows what is on disk
 
 	mu sync.Mutex // guards the index
 	index
@@ -146,7 +147,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), index: newIndex()}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), scanned: make(chan struct{}), index: newIndex()}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}
@@ -241,7 +242,7 @@ func (c *Cache) once(ctx context.Context, key string, ask func(context.Context) 
 			return nil, r.Err
 		}
 		m := *r.Val.(*Manifest)
-		c.count.outcomes[m.Outcome].Add(1)
+		c.answered(&m)
 		return &m, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
@@ -250,8 +251,9 @@ func (c *Cache) once(ctx context.Context, key string, ask func(context.Context) 
 
 // answer completes a manifest that did not take a question to upstream.
 func (c *Cache) answer(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
-	c.count.outcomes[outcome].Add(1)
-	return dated(m, outcome, validated)
+	m = dated(m, outcome, validated)
+	c.answered(m)
+	return m
 }
 
 func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {

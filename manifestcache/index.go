@@ -3,6 +3,8 @@ package manifestcache
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"path"
 	"time"
 
@@ -42,16 +44,18 @@ func newRight(repository string, d digest.Digest) right {
 // index is what is known of the files, and rebuilt from them.
 type index struct {
 	manifests map[digest.Digest]*entry
-	rights    map[right]*validation             // repository has manifest
 	namedBy   map[digest.Digest][]digest.Digest // blob to the manifests that name it
 	proven    map[right]time.Time               // repository has blob, says upstream
 	refused   map[right]bool                    // it has not, whatever its manifests name
+
+	repositories map[[sha256.Size]byte]*repository // by the hash of their names
 }
 
 type entry struct {
 	size    int64
 	used    time.Time
 	touched time.Time       // the file's mtime
+	hits    int64           // answers with it that it did not have to be fetched for
 	blobs   []digest.Digest // that the manifest names
 	lists   []digest.Digest // the manifests that it names, if it is an index
 }
@@ -69,10 +73,11 @@ func (v validation) covers(m *Manifest) bool { return v.mediaType == "" || v.med
 func newIndex() index {
 	return index{
 		manifests: make(map[digest.Digest]*entry),
-		rights:    make(map[right]*validation),
 		namedBy:   make(map[digest.Digest][]digest.Digest),
 		proven:    make(map[right]time.Time),
 		refused:   make(map[right]bool),
+
+		repositories: make(map[[sha256.Size]byte]*repository),
 	}
 }
 
@@ -93,7 +98,7 @@ func (c *Cache) Refers(repository string, d digest.Digest) Right {
 		if best == Granted {
 			break
 		}
-		if v := c.rights[right{r.repository, manifest}]; v != nil {
+		if v := c.right(right{r.repository, manifest}); v != nil {
 			best = max(best, c.judge(v.at))
 		}
 	}
@@ -141,18 +146,18 @@ func (c *Cache) fresh(validated time.Time) bool {
 func (c *Cache) validated(repository string, d digest.Digest) (validation, bool) {
 	r := newRight(repository, d)
 	c.mu.Lock()
-	v := c.rights[r]
+	v := c.right(r)
 	if v != nil {
 		defer c.mu.Unlock()
 		return *v, true
 	}
 	c.mu.Unlock()
-	if !c.readRight(r) { // not scanned yet
+	if c.isScanned() || !c.readRight(r) {
 		return validation{}, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if v = c.rights[r]; v == nil {
+	if v = c.right(r); v == nil {
 		return validation{}, false // revoked meanwhile
 	}
 	return *v, true
@@ -167,8 +172,8 @@ func (c *Cache) readRight(r right) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.rights[r] == nil {
-		c.rights[r] = &validation{at: mtime, touched: mtime, mediaType: string(mediaType)}
+	if rights := c.repository(r.repository).rights; rights[r.digest] == nil {
+		rights[r.digest] = &validation{at: mtime, touched: mtime, mediaType: string(mediaType)}
 	}
 	return true
 }
@@ -177,10 +182,13 @@ func (c *Cache) readRight(r right) bool {
 func (c *Cache) validate(repository string, m *Manifest) {
 	r, now := newRight(repository, m.Digest), time.Now()
 	c.mu.Lock()
-	v := c.rights[r]
+	repo := c.repository(r.repository)
+	name := !repo.recorded
+	repo.name, repo.recorded = repository, true
+	v := repo.rights[m.Digest]
 	if v == nil {
 		v = new(validation)
-		c.rights[r] = v
+		repo.rights[m.Digest] = v
 	}
 	write := now.Sub(v.touched) >= c.touchEvery() || v.mediaType != m.MediaType
 	if write {
@@ -188,19 +196,25 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	}
 	v.at, v.mediaType = now, m.MediaType
 	c.mu.Unlock()
-	if !write {
-		return
+	if name {
+		c.recordName(repository)
 	}
+	if write {
+		c.recordRight(repository, r, m.MediaType, now)
+	}
+}
+
+func (c *Cache) recordRight(repository string, r right, mediaType string, now time.Time) {
 	name := rightName(r)
 	err := c.root.MkdirAll(path.Dir(name), 0o700)
 	if err == nil {
-		err = c.root.WriteFile(name, []byte(m.MediaType), 0o600) // half of it is no type of any manifest
+		err = c.root.WriteFile(name, []byte(mediaType), 0o600) // half of it is no type of any manifest
 	}
 	if err == nil {
 		err = c.root.Chtimes(name, now, now)
 	}
 	if err != nil {
-		c.disk.Warn("right of a repository not recorded", zap.String("repository", repository), zap.Stringer("digest", m.Digest), zap.Error(err))
+		c.disk.Warn("right of a repository not recorded", zap.String("repository", repository), zap.Stringer("digest", r.digest), zap.Error(err))
 	}
 	c.schedule(name, now)
 }
@@ -208,13 +222,11 @@ func (c *Cache) validate(repository string, m *Manifest) {
 // revoke records that the repository does not have the manifest d any more.
 func (c *Cache) revoke(repository string, d digest.Digest) {
 	r := newRight(repository, d)
-	c.mu.Lock()
-	delete(c.rights, r)
-	c.mu.Unlock()
 	c.due.Delete(rightName(r))
 	if err := c.root.RemoveAll(rightName(r)); err != nil {
 		c.log.Error("right of a repository not removed", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
 	}
+	c.dropRight(r)
 }
 
 func (c *Cache) touchEvery() time.Duration {
@@ -254,7 +266,7 @@ func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 }
 
 func (c *Cache) touch(d digest.Digest, now time.Time) {
-	if err := c.root.Chtimes(manifestName(d), now, now); err != nil {
+	if err := c.root.Chtimes(manifestName(d), now, now); err != nil && !errors.Is(err, fs.ErrNotExist) { // removed meanwhile
 		c.disk.Warn("use of a manifest not recorded; it may expire early", zap.Error(err))
 	}
 }
@@ -265,17 +277,33 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	now := time.Now()
 	var blobs, touch []digest.Digest
 	c.mu.Lock()
-	todo := []digest.Digest{d}
-	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
-		d, todo = todo[0], todo[1:]
+	here, _ := c.reach(d)
+	for _, d := range here {
 		e := c.manifests[d]
-		if e == nil {
-			continue
-		}
 		if c.usedAt(e, now) {
 			touch = append(touch, d)
 		}
 		blobs = append(blobs, e.blobs...)
+	}
+	c.mu.Unlock()
+	for _, d := range touch {
+		c.touch(d, now)
+	}
+	return blobs
+}
+
+// reach lists the manifests that d leads to, itself first: those that are here,
+// and those that are only listed. Needs mu.
+func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
+	todo := []digest.Digest{d}
+	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
+		d, todo = todo[0], todo[1:]
+		e := x.manifests[d]
+		if e == nil {
+			absent = append(absent, d)
+			continue
+		}
+		here = append(here, d)
 		for _, m := range e.lists {
 			if !seen[m] {
 				seen[m] = true
@@ -283,11 +311,7 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 			}
 		}
 	}
-	c.mu.Unlock()
-	for _, d := range touch {
-		c.touch(d, now)
-	}
-	return blobs
+	return here, absent
 }
 
 // add makes m, which names others, known unless it is. Needs mu.
@@ -307,21 +331,33 @@ func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
 func (c *Cache) forget(d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.manifests[d]
-	if e == nil {
-		return
+	if c.manifests[d] != nil {
+		c.dropManifests(map[digest.Digest]bool{d: true})
+		c.due.Delete(manifestName(d))
 	}
-	delete(c.manifests, d)
-	c.due.Delete(manifestName(d))
-	for _, b := range e.blobs {
+}
+
+// dropManifests takes manifests out of the index. Many at once, as others may
+// name the same blobs: a list of these is gone through once. Needs mu.
+func (x *index) dropManifests(gone map[digest.Digest]bool) {
+	named := make(map[digest.Digest]bool)
+	for d := range gone {
+		if e := x.manifests[d]; e != nil {
+			delete(x.manifests, d)
+			for _, b := range e.blobs {
+				named[b] = true
+			}
+		}
+	}
+	for b := range named {
 		var others []digest.Digest
-		for _, m := range c.namedBy[b] {
-			if m != d {
+		for _, m := range x.namedBy[b] {
+			if !gone[m] {
 				others = append(others, m)
 			}
 		}
-		if c.namedBy[b] = others; len(others) == 0 {
-			delete(c.namedBy, b)
+		if x.namedBy[b] = others; len(others) == 0 {
+			delete(x.namedBy, b)
 		}
 	}
 }

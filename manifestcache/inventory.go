@@ -1,0 +1,209 @@
+package manifestcache
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Image is a manifest, or an index, that a repository has and that is here.
+type Image struct {
+	Repository string
+	Digest     digest.Digest
+	Tags       []Tag // in the order of their names
+	Size       int64
+	Validated  time.Time // when upstream last said that the repository has it
+	Used       time.Time
+	Expires    time.Time // zero: never
+	Hits       int64     // answers with it that it was not fetched for, since Open
+	Listed     bool      // by an index of the repository that is here
+}
+
+// Tag is what a tag pointed at when upstream last said so.
+type Tag struct {
+	Repository, Name string
+	Digest           digest.Digest
+	Validated        time.Time
+}
+
+// Scanned waits until all that is on disk is known.
+func (c *Cache) Scanned(ctx context.Context) error {
+	select {
+	case <-c.scanned:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Repositories lists those that have a manifest which is here, in order. The name
+// of one that larder does not know begins with "unnamed/".
+func (c *Cache) Repositories() []string {
+	var names []string
+	c.mu.Lock()
+	for hash, repo := range c.repositories {
+		for d := range repo.rights {
+			if c.manifests[d] != nil {
+				names = append(names, repo.called(hash))
+				break
+			}
+		}
+	}
+	c.mu.Unlock()
+	slices.Sort(names)
+	return names
+}
+
+// Images lists what a repository has, in the order of the digests.
+func (c *Cache) Images(repository string) []Image {
+	c.mu.Lock()
+	repo := c.repositories[hashOf(repository)]
+	if repo == nil {
+		c.mu.Unlock()
+		return nil
+	}
+	listed := make(map[digest.Digest]bool)
+	images := make([]Image, 0, len(repo.rights))
+	at := make(map[digest.Digest]int, len(repo.rights))
+	for d, v := range repo.rights {
+		e := c.manifests[d]
+		if e == nil {
+			continue
+		}
+		for _, m := range e.lists {
+			listed[m] = true
+		}
+		at[d] = len(images)
+		images = append(images, Image{
+			Repository: repository, Digest: d, Size: e.size,
+			Validated: v.at, Used: e.used, Expires: c.end(e.used), Hits: e.hits,
+		})
+	}
+	for name, t := range repo.tags {
+		if i, ok := at[t.digest]; ok {
+			images[i].Tags = append(images[i].Tags, Tag{repository, name, t.digest, t.validated})
+		}
+	}
+	c.mu.Unlock()
+	for i := range images {
+		images[i].Listed = listed[images[i].Digest]
+		slices.SortFunc(images[i].Tags, func(a, b Tag) int { return strings.Compare(a.Name, b.Name) })
+	}
+	slices.SortFunc(images, func(a, b Image) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return images
+}
+
+// end is when the life of what was used then ends; zero: never.
+func (c *Cache) end(used time.Time) time.Time {
+	if c.cfg.TTL == 0 {
+		return time.Time{}
+	}
+	return used.Add(c.cfg.TTL)
+}
+
+// Tag is what a tag points at, if that is known.
+func (c *Cache) Tag(repository, name string) (Tag, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	repo := c.repositories[hashOf(repository)]
+	if repo == nil {
+		return Tag{}, false
+	}
+	t, ok := repo.tags[name]
+	return Tag{repository, name, t.digest, t.validated}, ok
+}
+
+// Right says whether upstream has said that the repository has the manifest d,
+// and when.
+func (c *Cache) Right(repository string, d digest.Digest) (right Right, validated time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.right(newRight(repository, d))
+	if v == nil {
+		return Unknown, time.Time{}
+	}
+	return c.judge(v.at), v.at
+}
+
+// Having lists the repositories that have the manifest d, in order.
+func (c *Cache) Having(d digest.Digest) []string {
+	var names []string
+	c.mu.Lock()
+	for hash, repo := range c.repositories {
+		if repo.rights[d] != nil {
+			names = append(names, repo.called(hash))
+		}
+	}
+	c.mu.Unlock()
+	slices.Sort(names)
+	return names
+}
+
+// Naming lists the manifests that name the blob d, in order.
+func (c *Cache) Naming(d digest.Digest) []digest.Digest {
+	c.mu.Lock()
+	manifests := slices.Clone(c.namedBy[d])
+	c.mu.Unlock()
+	slices.Sort(manifests)
+	return manifests
+}
+
+// Tree is all that a manifest leads to, each once.
+type Tree struct {
+	Manifests []digest.Digest // those that are here, the manifest itself first
+	Absent    []digest.Digest // those that are listed, and not here
+	Blobs     []digest.Digest // that Manifests name
+	Size      int64           // of Manifests
+}
+
+// Tree lists what the manifest d leads to. It is no use of it.
+func (c *Cache) Tree(d digest.Digest) Tree {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var t Tree
+	t.Manifests, t.Absent = c.reach(d)
+	seen := make(map[digest.Digest]bool)
+	for _, m := range t.Manifests {
+		e := c.manifests[m]
+		t.Size += e.size
+		for _, b := range e.blobs {
+			if !seen[b] {
+				seen[b] = true
+				t.Blobs = append(t.Blobs, b)
+			}
+		}
+	}
+	return t
+}
+
+// Peek reads the manifest d, which is no use of it; nil if it is not here.
+func (c *Cache) Peek(d digest.Digest) *Manifest {
+	data, _, err := c.readFile(manifestName(d))
+	if err == nil {
+		if m, err := decodeManifest(d, data); err == nil {
+			return m
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		c.forget(d) // somebody has taken it away
+	}
+	return nil
+}
+
+// answered counts an answer.
+func (c *Cache) answered(m *Manifest) {
+	c.count.outcomes[m.Outcome].Add(1)
+	if m.Outcome == Miss {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.manifests[m.Digest]; e != nil {
+		e.hits++
+	}
+}
