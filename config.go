@@ -32,6 +32,8 @@ type config struct {
 	Allow string `env:"LARDER_ALLOW"`
 	Deny  string `env:"LARDER_DENY"`
 
+	Catalog bool `env:"LARDER_CATALOG" envDefault:"false"`
+
 	Username     string `env:"LARDER_USERNAME"`
 	Password     string `env:"LARDER_PASSWORD"`
 	PasswordFile string `env:"LARDER_PASSWORD_FILE"`
@@ -166,6 +168,8 @@ func form(t reflect.Type) string {
 		return "one of debug, info, warn, error"
 	case reflect.TypeFor[connections]():
 		return "a number of connections, 1 or more"
+	case reflect.TypeFor[bool]():
+		return "true or false"
 	case reflect.TypeFor[size]():
 		return "a size like 16MiB"
 	case reflect.TypeFor[limit]():
@@ -264,6 +268,18 @@ func (c *config) checkGlobs() (problems []error) {
 		}
 	}
 	return problems
+}
+
+// denied is the variable by which a repository is not served, or "".
+func (c *config) denied(repository string) (variable string) {
+	switch {
+	case c.deny.Match(repository):
+		return "LARDER_DENY"
+	case c.allow != nil && !c.allow.Match(repository):
+		return "LARDER_ALLOW"
+	default:
+		return ""
+	}
 }
 
 func validAddr(addr string) bool {

@@ -166,7 +166,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	h := handler.New(handler.Config{
 		Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests,
-		Allow: p.cfg.allow, Deny: p.cfg.deny, Logger: p.log.Named("http"),
+		Allow: p.cfg.allow, Deny: p.cfg.deny, Catalog: p.cfg.Catalog, Logger: p.log.Named("http"),
 	})
 	return middleware.Builtin().Chain(h, opts, chain...)
 }
@@ -194,15 +194,28 @@ func (p *program) listenAdmin(metrics *admin.Metrics) error {
 	if err != nil {
 		return err
 	}
-	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, protect), nil); err != nil {
+	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, p.control(), protect), nil); err != nil {
 		return err
 	}
 	addr := p.servers[len(p.servers)-1].listener.Addr()
 	if tcp, ok := addr.(*net.TCPAddr); opts.Verify == nil && (!ok || !tcp.IP.IsLoopback()) {
-		p.log.Warn("ANYBODY WHO REACHES THE ADMIN LISTENER CAN READ METRICS AND MEMORY PROFILES: set LARDER_ADMIN_HTPASSWD, or LARDER_ADMIN_ADDR to a loopback address",
+		p.log.Warn("ANYBODY WHO REACHES THE ADMIN LISTENER CAN READ METRICS AND MEMORY PROFILES, AND EMPTY THE CACHE: set LARDER_ADMIN_HTPASSWD, or LARDER_ADMIN_ADDR to a loopback address",
 			zap.Stringer("addr", addr))
 	}
 	return nil
+}
+
+// control is what shows and prunes the cache.
+func (p *program) control() *admin.Control {
+	return &admin.Control{
+		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams,
+		Addr: p.servers[0].listener.Addr().String(), Denied: p.cfg.denied,
+		Glob: func(pattern string) (func(string) bool, error) {
+			glob, err := handler.ParseGlob(pattern)
+			return glob.Match, err
+		},
+		Logger: p.log.Named("admin"),
+	}
 }
 
 // tlsConfig is nil if the registry's listener is a plain one.

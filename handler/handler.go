@@ -29,6 +29,8 @@ type Config struct {
 	// not.
 	Allow, Deny Globs
 
+	Catalog bool // whether clients may list the repositories that are cached
+
 	Logger *zap.Logger // nil: none
 }
 
@@ -40,6 +42,7 @@ type Handler struct {
 	answers   *answers
 	allow     Globs
 	deny      Globs
+	catalog   bool
 	log       *zap.Logger
 }
 
@@ -52,7 +55,7 @@ func New(cfg Config) *Handler {
 	}
 	return &Handler{
 		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, allow: cfg.Allow, deny: cfg.Deny,
-		answers: newAnswers(), log: log,
+		catalog: cfg.Catalog, answers: newAnswers(), log: log,
 	}
 }
 
@@ -82,6 +85,9 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, rt route, note *
 	if rt.kind == kindBase {
 		serveBase(w, r)
 		return nil
+	}
+	if rt.kind == kindCatalog {
+		return h.serveCatalog(w, r, h.allowed)
 	}
 	ns, err := namespace(r.URL)
 	if err != nil {
@@ -125,7 +131,7 @@ const outcomeDenied = "denied"
 
 // allowed is asked before any cache or upstream is.
 func (h *Handler) allowed(repository string) bool {
-	return (h.allow == nil || h.allow.match(repository)) && !h.deny.match(repository)
+	return (h.allow == nil || h.allow.Match(repository)) && !h.deny.Match(repository)
 }
 
 // The kinds of requests.
@@ -135,6 +141,7 @@ const (
 	kindBlob      = "blob"
 	kindTags      = "tags"
 	kindReferrers = "referrers"
+	kindCatalog   = "catalog"
 )
 
 // route is what a path asks for. Its reference has the form of a tag or digest;
@@ -155,6 +162,9 @@ func parseRoute(u *url.URL) (route, error) {
 	}
 	if path == "" || path == "/" {
 		return route{kind: kindBase}, nil
+	}
+	if path == "/_catalog" {
+		return route{kind: kindCatalog}, nil
 	}
 	elements := strings.Split(path[1:], "/")
 	if strings.Contains(path, "%") {
@@ -194,7 +204,7 @@ func parseRoute(u *url.URL) (route, error) {
 // before anything else touches it.
 func (rt *route) parseReference() error {
 	if rt.kind == kindManifest && !strings.Contains(rt.reference, ":") {
-		if !validTag(rt.reference) {
+		if !upstream.ValidTag(rt.reference) {
 			return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.TagInvalid, Message: "invalid tag"}
 		}
 		return nil
@@ -208,20 +218,6 @@ func (rt *route) parseReference() error {
 	}
 	rt.digest = d
 	return nil
-}
-
-// validTag reports whether s is of the form [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}.
-func validTag(s string) bool {
-	if s == "" || len(s) > 128 || s[0] == '.' || s[0] == '-' {
-		return false
-	}
-	for _, c := range []byte(s) {
-		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
-		if !letter && c != '_' && c != '.' && c != '-' {
-			return false
-		}
-	}
-	return true
 }
 
 // namespace is the host that containerd says the request is for, as in

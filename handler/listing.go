@@ -55,10 +55,17 @@ func (h *Handler) serveReferrers(w http.ResponseWriter, r *http.Request, repo *u
 	return nil
 }
 
-// serveListing sends a page and says where the next one is: here, and not where
+// serveListing sends a page of upstream's.
+func serveListing(w http.ResponseWriter, r *http.Request, list *upstream.Listing, params ...string) {
+	w.Header().Set("Cache-Status", "larder; fwd=request; detail=miss")
+	middleware.NoteOf(r.Context()).Outcome = "miss"
+	writeListing(w, r, list, params...)
+}
+
+// writeListing sends a page and says where the next one is: here, and not where
 // upstream says. Only the named parameters are taken from upstream's link; all,
 // if none are named.
-func serveListing(w http.ResponseWriter, r *http.Request, list *upstream.Listing, params ...string) {
+func writeListing(w http.ResponseWriter, r *http.Request, list *upstream.Listing, params ...string) {
 	header := w.Header()
 	if list.Next != nil {
 		next := list.Next
@@ -80,8 +87,6 @@ func serveListing(w http.ResponseWriter, r *http.Request, list *upstream.Listing
 	header.Set("Content-Type", list.ContentType)
 	header.Set("Content-Length", strconv.Itoa(len(list.Body)))
 	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Status", "larder; fwd=request; detail=miss")
-	middleware.NoteOf(r.Context()).Outcome = "miss"
 	w.WriteHeader(http.StatusOK)
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(list.Body) // a client that has left needs no list

@@ -29,6 +29,11 @@ type Tag struct {
 	Repository, Name string
 	Digest           digest.Digest
 	Validated        time.Time
+	Fresh            bool // upstream is not asked about it yet
+}
+
+func (c *Cache) tag(repository, name string, t tagged) Tag {
+	return Tag{repository, name, t.digest, t.validated, time.Since(t.validated) < c.cfg.TagTTL}
 }
 
 // Scanned waits until all that is on disk is known.
@@ -41,8 +46,8 @@ func (c *Cache) Scanned(ctx context.Context) error {
 	}
 }
 
-// Repositories lists those that have a manifest which is here, in order. The name
-// of one that larder does not know begins with "unnamed/".
+// Repositories lists those that have a manifest which is here, in order. Some may
+// be Unnamed.
 func (c *Cache) Repositories() []string {
 	var names []string
 	c.mu.Lock()
@@ -79,14 +84,13 @@ func (c *Cache) Images(repository string) []Image {
 			listed[m] = true
 		}
 		at[d] = len(images)
-		images = append(images, Image{
-			Repository: repository, Digest: d, Size: e.size,
-			Validated: v.at, Used: e.used, Expires: c.end(e.used), Hits: e.hits,
-		})
+		img := c.image(d, e)
+		img.Repository, img.Validated = repository, v.at
+		images = append(images, img)
 	}
 	for name, t := range repo.tags {
 		if i, ok := at[t.digest]; ok {
-			images[i].Tags = append(images[i].Tags, Tag{repository, name, t.digest, t.validated})
+			images[i].Tags = append(images[i].Tags, c.tag(repository, name, t))
 		}
 	}
 	c.mu.Unlock()
@@ -98,12 +102,24 @@ func (c *Cache) Images(repository string) []Image {
 	return images
 }
 
-// end is when the life of what was used then ends; zero: never.
-func (c *Cache) end(used time.Time) time.Time {
-	if c.cfg.TTL == 0 {
-		return time.Time{}
+// image is what is known of a manifest, whoever has it. Needs mu.
+func (c *Cache) image(d digest.Digest, e *entry) Image {
+	img := Image{Digest: d, Size: e.size, Used: e.used, Hits: e.hits}
+	if c.cfg.TTL > 0 {
+		img.Expires = e.used.Add(c.cfg.TTL)
 	}
-	return used.Add(c.cfg.TTL)
+	return img
+}
+
+// Manifest is what is known of the manifest d, whoever has it, if it is here.
+func (c *Cache) Manifest(d digest.Digest) (Image, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.manifests[d]
+	if e == nil {
+		return Image{}, false
+	}
+	return c.image(d, e), true
 }
 
 // Tag is what a tag points at, if that is known.
@@ -115,7 +131,7 @@ func (c *Cache) Tag(repository, name string) (Tag, bool) {
 		return Tag{}, false
 	}
 	t, ok := repo.tags[name]
-	return Tag{repository, name, t.digest, t.validated}, ok
+	return c.tag(repository, name, t), ok
 }
 
 // Right says whether upstream has said that the repository has the manifest d,
@@ -151,6 +167,13 @@ func (c *Cache) Naming(d digest.Digest) []digest.Digest {
 	c.mu.Unlock()
 	slices.Sort(manifests)
 	return manifests
+}
+
+// Named reports whether some manifest names the blob d.
+func (c *Cache) Named(d digest.Digest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.namedBy[d]) > 0
 }
 
 // Tree is all that a manifest leads to, each once.

@@ -244,26 +244,26 @@ func (x *index) spare(set map[digest.Digest]bool, stay []digest.Digest, forced m
 
 // plan finds out what goes with a removal: manifests that nobody who stays has or
 // lists, and the blobs that only these name. Needs mu.
-func (x *index) plan(r removal) *Plan {
+func (c *Cache) plan(r removal) *Plan {
 	p := &Plan{Rights: len(r.rights), removal: r}
 	for key := range r.tags {
-		if repo := x.repositories[key.repository]; repo != nil {
+		if repo := c.repositories[key.repository]; repo != nil {
 			if t, ok := repo.tags[key.name]; ok {
-				p.Tags = append(p.Tags, Tag{repo.called(key.repository), key.name, t.digest, t.validated})
+				p.Tags = append(p.Tags, c.tag(repo.called(key.repository), key.name, t))
 			}
 		}
 	}
-	gone := x.gone(r)
+	gone := c.gone(r)
 	blobs := make(map[digest.Digest]bool)
 	for d := range gone {
-		e := x.manifests[d]
+		e := c.manifests[d]
 		p.Manifests = append(p.Manifests, Sized{d, e.size})
 		for _, b := range e.blobs {
 			blobs[b] = true
 		}
 	}
 	for b := range blobs {
-		if !slices.ContainsFunc(x.namedBy[b], func(m digest.Digest) bool { return !gone[m] }) {
+		if !slices.ContainsFunc(c.namedBy[b], func(m digest.Digest) bool { return !gone[m] }) {
 			p.Blobs = append(p.Blobs, b)
 		}
 	}

@@ -15,9 +15,9 @@ const (
 	// nameFile says whose a directory of rights is: its own name is a hash.
 	nameFile = "name"
 
-	// unnamed is the host, as it were, of repositories whose name is not known:
-	// larder did not always record it.
-	unnamed = "unnamed/"
+	// unnamed begins what stands for the name of a repository whose name is not
+	// known, as larder did not always record it. No name begins so.
+	unnamed = "_unnamed/"
 )
 
 // repository is what is known of one.
@@ -62,12 +62,19 @@ func (r *repository) called(hash [sha256.Size]byte) string {
 
 // hashOf is the opposite of called.
 func hashOf(name string) [sha256.Size]byte {
-	if text, ok := strings.CutPrefix(name, unnamed); ok {
-		if hash, err := hex.DecodeString(text); err == nil && len(hash) == sha256.Size {
-			return [sha256.Size]byte(hash)
-		}
+	if Unnamed(name) {
+		hash, _ := hex.DecodeString(strings.TrimPrefix(name, unnamed))
+		return [sha256.Size]byte(hash)
 	}
 	return sha256.Sum256([]byte(name))
+}
+
+// Unnamed reports whether name stands for that of a repository whose name is not
+// known.
+func Unnamed(name string) bool {
+	text, ok := strings.CutPrefix(name, unnamed)
+	hash, err := hex.DecodeString(text)
+	return ok && err == nil && len(hash) == sha256.Size
 }
 
 func repositoryName(hash [sha256.Size]byte) string {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	"larder/blobcache"
 	"larder/handler"
 	"larder/handler/admin"
@@ -57,7 +59,8 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.admin = admin.New(metrics, func() (string, error) { return l.detail, l.ready }, func(next http.Handler) http.Handler {
+	control := &admin.Control{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Logger: zap.NewNop()}
+	l.admin = admin.New(metrics, func() (string, error) { return l.detail, l.ready }, control, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if l.locked {
 				w.WriteHeader(http.StatusUnauthorized)

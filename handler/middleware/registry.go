@@ -119,7 +119,7 @@ func (r *Registry) Chain(h http.Handler, opts Options, names ...string) (http.Ha
 type Note struct {
 	ID         string // of the request
 	User       string // who asked, if clients have names
-	Kind       string // "manifest", "blob", "tags", "referrers", "base"; "" for none of them
+	Kind       string // "manifest", "blob", "tags", "referrers", "catalog", "base"; "" for none of them
 	Upstream   string // a listed host
 	Repository string // with its host
 	Reference  string // tag or digest
