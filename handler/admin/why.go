@@ -58,7 +58,7 @@ type fetched struct {
 type way struct {
 	URL         string `json:"url"`
 	Credentials string `json:"credentials"` // shown, none, or what is wrong with looking them up
-	State       string `json:"state"`       // closed: it is asked; open or limited: it is left alone
+	State       string `json:"state"`       // asked, left alone (it has failed) or rate limited
 	For         string `json:"for,omitempty"`
 	Cause       string `json:"cause,omitempty"`
 
@@ -225,7 +225,7 @@ func (a *why) alone() string {
 }
 
 func wayOf(o upstream.Outlook) way {
-	w := way{URL: o.URL, Credentials: "none", State: "closed"}
+	w := way{URL: o.URL, Credentials: "none", State: "asked"}
 	switch {
 	case o.CredentialsErr != nil:
 		w.Credentials = o.CredentialsErr.Error()
@@ -233,9 +233,9 @@ func wayOf(o upstream.Outlook) way {
 		w.Credentials = "shown"
 	}
 	if o.Wait > 0 {
-		w.State, w.For, w.Cause = "open", o.Wait.Round(time.Second).String(), fmt.Sprint(o.Cause)
+		w.State, w.For, w.Cause = "left alone", o.Wait.Round(time.Second).String(), fmt.Sprint(o.Cause)
 		if o.Limited {
-			w.State = "limited"
+			w.State = "rate limited"
 		}
 	}
 	if q := o.Quota; !q.Seen.IsZero() {
