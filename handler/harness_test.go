@@ -51,6 +51,7 @@ type setup struct {
 	logger  *zap.Logger                     // nil: one that remembers, see larder.logs
 
 	allow, deny string // as in the environment
+	catalog     bool
 }
 
 // larder is the registry, wired as main does it, in front of two upstreams.
@@ -103,7 +104,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 	}
 	h := handler.New(handler.Config{
 		Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests,
-		Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries), Logger: log,
+		Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries), Catalog: s.catalog, Logger: log,
 	})
 	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}}
 	if s.locked {
