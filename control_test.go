@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,8 +13,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"larder/handler/upstream/upstreamtest"
 )
 
 // controlled is a world whose admin listener is on.
@@ -306,48 +303,3 @@ func filesIn(t *testing.T, dir string) (files []string) {
 	}
 	return files
 }
-
-// reason is what GET /why says.
-type reason struct {
-	Verdict, Outcome, Repository, Tag, DeniedBy string
-	Digest                                      digest.Digest
-	Upstream                                    []struct{ URL, Credentials, State, For, Cause string }
-	Known                                       *struct{ Fresh bool }
-	Image                                       *shownImage
-	Blob                                        *struct{ Kind string }
-	Fetch                                       *struct{ Blobs, Bytes int64 }
-}
-
-func (c *controlled) why(t *testing.T, reference string) reason {
-	t.Helper()
-	return call[reason](t, c, "GET", "/why?ref="+url.QueryEscape(reference), http.StatusOK)
-}
-
-// wantWhy checks the outcome, and that a pull has the same one.
-func (c *controlled) wantWhy(t *testing.T, reference, outcome string, words ...string) reason {
-	t.Helper()
-	asked := len(c.hub.Requests())
-	r := c.why(t, reference)
-	if r.Outcome != outcome || r.Verdict == "" {
-		t.Errorf("%s: got %+v, want %s", reference, r, outcome)
-	}
-	for _, word := range words {
-		if !strings.Contains(r.Verdict, word) {
-			t.Errorf("%s: verdict %q does not say %q", reference, r.Verdict, word)
-		}
-	}
-	if n := len(c.hub.Requests()); n != asked {
-		t.Errorf("%s: upstream was asked %d times", reference, n-asked)
-	}
-	return r
-}
-
-// detail is the outcome of a request, as Cache-Status has it.
-func (c *controlled) detail(t *testing.T, path string) string {
-	t.Helper()
-	a := c.ask(path, "")
-	_, detail, _ := strings.Cut(a.header.Get("Cache-Status"), "detail=")
-	return detail
-}
-
-var _ = upstreamtest.Match{}

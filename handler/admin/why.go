@@ -124,8 +124,10 @@ func (c *Control) decide(ctx context.Context, a *why, t target) {
 	right, validated := c.Manifests.Right(a.Repository, a.Digest)
 	fresh := right == manifestcache.Granted
 	if a.Image == nil && t.digest != "" {
-		if o, ok := c.object(t.digest); ok && o.Kind == "blob" {
-			c.decideBlob(a, o, t)
+		o, ok := c.object(t.digest)
+		if right := c.Manifests.Refers(a.Repository, t.digest); ok && o.Kind == "blob" || !ok && right != manifestcache.Unknown {
+			a.Blob = &o
+			a.judgeBlob(right)
 			return
 		}
 	}
@@ -189,22 +191,21 @@ func (a *why) contents() string {
 	}
 }
 
-// decideBlob is for a digest that is a blob's.
-func (c *Control) decideBlob(a *why, o object, t target) {
-	host := t.upstream.Host()
-	right := c.Manifests.Refers(a.Repository, a.Digest)
-	a.Blob = &o
+// judgeBlob says how a.Blob would be answered.
+func (a *why) judgeBlob(right manifestcache.Right) {
+	host, _, _ := strings.Cut(a.Repository, "/")
+	alone := a.alone()
 	switch {
-	case right == manifestcache.Granted && o.Complete:
+	case right == manifestcache.Granted && a.Blob.Complete:
 		a.Outcome, a.Verdict = "hit", "a blob: 200 from the cache, without asking "+host
-	case right == manifestcache.Granted:
-		a.Outcome, a.Verdict = "miss", "a blob of which a part is here: the rest is fetched from "+host
-	case a.alone() != "" && right == manifestcache.Unrenewed && o.Complete:
-		a.Outcome, a.Verdict = "hit", fmt.Sprintf("a blob: 200 from the cache, as %s is left alone for %s", host, a.alone())
-	case a.alone() != "":
-		a.Outcome, a.Verdict = "refused", fmt.Sprintf("an error: whether %s has this blob is not known, and %s is left alone for %s", a.Repository, host, a.alone())
-	default:
+	case right == manifestcache.Unrenewed && a.Blob.Complete && alone != "":
+		a.Outcome, a.Verdict = "hit", fmt.Sprintf("a blob: 200 from the cache, as %s is left alone for %s", host, alone)
+	case alone != "":
+		a.Outcome, a.Verdict = "refused", fmt.Sprintf("a blob: an error, as it would have to be asked for, and %s is left alone for %s", host, alone)
+	case a.Blob.Complete:
 		a.Outcome, a.Verdict = "hit", fmt.Sprintf("a blob: %s is asked (HEAD) whether %s has it, and then it is given from the cache", host, a.Repository)
+	default:
+		a.Outcome, a.Verdict = "miss", fmt.Sprintf("a blob: fetched from %s, but for the %d bytes that are here", host, a.Blob.Size)
 	}
 }
 
