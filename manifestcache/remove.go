@@ -57,7 +57,6 @@ func (p *Plan) Empty() bool { return len(p.Tags) == 0 && p.Rights == 0 && len(p.
 // PlanRepository is for all of a repository.
 func (c *Cache) PlanRepository(name string) *Plan {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	r, hash := newRemoval(), hashOf(name)
 	if repo := c.repositories[hash]; repo != nil {
 		for d := range repo.rights {
@@ -67,7 +66,9 @@ func (c *Cache) PlanRepository(name string) *Plan {
 			r.tags[tagKey{hash, tag}] = true
 		}
 	}
-	return c.plan(r)
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
 }
 
 // PlanTag is for a tag, and for what only it holds: the manifest that it points
@@ -75,7 +76,6 @@ func (c *Cache) PlanRepository(name string) *Plan {
 // them.
 func (c *Cache) PlanTag(repository, tag string) *Plan {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	r, hash := newRemoval(), hashOf(repository)
 	if repo := c.repositories[hash]; repo != nil {
 		if t, ok := repo.tags[tag]; ok {
@@ -83,25 +83,27 @@ func (c *Cache) PlanTag(repository, tag string) *Plan {
 			c.drop(&r, hash, c.branch(t.digest), nil)
 		}
 	}
-	return c.plan(r)
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
 }
 
 // PlanManifest is for a manifest of a repository, with its tags, and for what
 // only it holds there.
 func (c *Cache) PlanManifest(repository string, d digest.Digest) *Plan {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	r, hash := newRemoval(), hashOf(repository)
 	if c.knows(hash, d) {
 		c.drop(&r, hash, c.branch(d), map[digest.Digest]bool{d: true})
 	}
-	return c.plan(r)
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
 }
 
 // PlanDigest is for a manifest wherever it is, and for what only it holds.
 func (c *Cache) PlanDigest(d digest.Digest) *Plan {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	r := newRemoval()
 	r.forced[d] = true
 	for hash := range c.repositories {
@@ -109,7 +111,9 @@ func (c *Cache) PlanDigest(d digest.Digest) *Plan {
 			c.drop(&r, hash, c.branch(d), r.forced)
 		}
 	}
-	return c.plan(r)
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
 }
 
 // knows reports whether a repository has the manifest d, or a tag for it. Needs
@@ -142,7 +146,6 @@ func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time) 
 		}
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	r := newRemoval()
 	for hash := range names {
 		if repo := c.repositories[hash]; repo != nil {
@@ -162,7 +165,9 @@ func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time) 
 			}
 		}
 	}
-	return c.plan(r)
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
 }
 
 // unused is what a repository has or has tags for, and was last used before then.
@@ -254,19 +259,28 @@ func (c *Cache) plan(r removal) *Plan {
 		}
 	}
 	gone := c.gone(r)
-	blobs := make(map[digest.Digest]bool)
+	shared := make(map[digest.Digest]bool)
 	for d := range gone {
 		e := c.manifests[d]
 		p.Manifests = append(p.Manifests, Sized{d, e.size})
 		for _, b := range e.blobs {
-			blobs[b] = true
+			if len(c.namedBy[b]) == 1 {
+				p.Blobs = append(p.Blobs, b)
+			} else {
+				shared[b] = true
+			}
 		}
 	}
-	for b := range blobs {
+	for b := range shared {
 		if !slices.ContainsFunc(c.namedBy[b], func(m digest.Digest) bool { return !gone[m] }) {
 			p.Blobs = append(p.Blobs, b)
 		}
 	}
+	return p
+}
+
+// sorted brings a plan into order, which takes no lock and a while.
+func (p *Plan) sorted() *Plan {
 	slices.SortFunc(p.Tags, func(a, b Tag) int {
 		return cmp.Or(strings.Compare(a.Repository, b.Repository), strings.Compare(a.Name, b.Name))
 	})
@@ -311,6 +325,7 @@ func (c *Cache) Remove(planned *Plan) (went *Plan, failed int) {
 	p := c.plan(planned.removal)
 	c.forgetAll(p)
 	c.mu.Unlock()
+	p.sorted()
 	for _, t := range p.Tags {
 		name := tagName(t.Repository, t.Name)
 		if !c.unlink(name) {
