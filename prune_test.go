@@ -270,6 +270,24 @@ func TestPruneRefuses(t *testing.T) {
 	}
 }
 
+// TestWhatIsNotListedAnyMoreCanBeRemoved has the cache of another registry than
+// the one that is listed.
+func TestWhatIsNotListedAnyMoreCanBeRemoved(t *testing.T) {
+	t.Parallel()
+	s := newShelf(t)
+	s.stop(t)
+	s.restart(t, "LARDER_ADMIN_ADDR="+s.admin, "LARDER_UPSTREAMS=ghcr.io="+s.hub.URL, "LARDER_CATALOG=true")
+	call[shownImage](t, s.controlled, "GET", "/cache/docker.io/org/a:1", http.StatusOK)
+	call[any](t, s.controlled, "GET", "/cache/org/a:1", http.StatusNotFound) // of ghcr.io
+	s.want(t, "/v2/_catalog", http.StatusOK, []byte(`{"repositories":[]}`))
+	if g := call[gone](t, s.controlled, "DELETE", "/cache/docker.io/org/a:1", http.StatusOK); g.Count.Tags != 1 {
+		t.Errorf("got %+v", g)
+	}
+	if g := call[gone](t, s.controlled, "POST", "/prune?repository=docker.io/**", http.StatusOK); g.Count.Tags != 2 || g.Count.Blobs != 3 {
+		t.Errorf("got %+v", g)
+	}
+}
+
 // TestRemovalDuringAPull removes all there is while a client is in the middle of a
 // blob, which it gets to its end.
 func TestRemovalDuringAPull(t *testing.T) {

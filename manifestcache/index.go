@@ -292,28 +292,6 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	return blobs
 }
 
-// reach lists the manifests that d leads to, itself first: those that are here,
-// and those that are only listed. Needs mu.
-func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
-	todo := []digest.Digest{d}
-	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
-		d, todo = todo[0], todo[1:]
-		e := x.manifests[d]
-		if e == nil {
-			absent = append(absent, d)
-			continue
-		}
-		here = append(here, d)
-		for _, m := range e.lists {
-			if !seen[m] {
-				seen[m] = true
-				todo = append(todo, m)
-			}
-		}
-	}
-	return here, absent
-}
-
 // add makes m, which names others, known unless it is. Needs mu.
 func (c *Cache) add(m *Manifest, mtime time.Time, named names) *entry {
 	if e := c.manifests[m.Digest]; e != nil {

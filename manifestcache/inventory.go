@@ -204,6 +204,28 @@ func (c *Cache) Tree(d digest.Digest) Tree {
 	return t
 }
 
+// reach lists the manifests that d leads to, itself first: those that are here,
+// and those that are only listed. Needs mu.
+func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
+	todo := []digest.Digest{d}
+	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
+		d, todo = todo[0], todo[1:]
+		e := x.manifests[d]
+		if e == nil {
+			absent = append(absent, d)
+			continue
+		}
+		here = append(here, d)
+		for _, m := range e.lists {
+			if !seen[m] {
+				seen[m] = true
+				todo = append(todo, m)
+			}
+		}
+	}
+	return here, absent
+}
+
 // Peek reads the manifest d, which is no use of it; nil if it is not here.
 func (c *Cache) Peek(d digest.Digest) *Manifest {
 	data, _, err := c.readFile(manifestName(d))
