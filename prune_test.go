@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -268,6 +269,21 @@ func TestPruneRefuses(t *testing.T) {
 	if after := contents(t, s.cache); !slices.Equal(after, before) {
 		t.Errorf("something was changed: %q", after)
 	}
+}
+
+// TestRemovalThatFailsIsToldOf has a directory that is not empty, which can't be
+// removed, in the place of a layer.
+func TestRemovalThatFailsIsToldOf(t *testing.T) {
+	t.Parallel()
+	s := newShelf(t)
+	stuck := storedFile(s.cache, "blobs", s.common)
+	if err := errors.Join(os.Remove(stuck), os.MkdirAll(filepath.Join(stuck, "sub"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if g := call[gone](t, s.controlled, "POST", "/prune?all=1", http.StatusInternalServerError); g.Failed != 1 || g.Count.Blobs != 4 || g.Count.Manifests != 2 {
+		t.Errorf("got %+v, want one failure", g)
+	}
+	s.pullImage(t, "org/a", "1", s.first)
 }
 
 // TestWhatIsNotListedAnyMoreCanBeRemoved has the cache of another registry than

@@ -107,6 +107,7 @@ type Cache struct {
 	due     ttl.Queue[string] // by file name
 	count   counters
 	scanned chan struct{} // closed when Run knows what is on disk
+	unread  atomic.Bool   // but not all rights, as some could not be read then
 
 	mu sync.Mutex // guards the index
 	index

@@ -170,7 +170,9 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 		if !ok {
 			return false
 		}
-		c.readRight(r)
+		if !c.readRight(r) {
+			c.unread.Store(true)
+		}
 	default:
 		d, ok := parseManifestName(name)
 		if !ok {

@@ -152,7 +152,7 @@ func (c *Cache) validated(repository string, d digest.Digest) (validation, bool)
 		return *v, true
 	}
 	c.mu.Unlock()
-	if c.isScanned() || !c.readRight(r) {
+	if c.isKnown() || !c.readRight(r) {
 		return validation{}, false
 	}
 	c.mu.Lock()

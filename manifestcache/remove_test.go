@@ -244,7 +244,7 @@ func TestRepositoryLosesWhatItWasAllowed(t *testing.T) {
 	})
 }
 
-func TestRemovalThatFailsIsToldOf(t *testing.T) {
+func TestFailedRemovalIsToldOf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := stocked(t)
 		stuck := manifestPath(s.dir, s.other.digest)

@@ -93,7 +93,9 @@ func (c *Cache) recordName(repository string) {
 		c.disk.Warn("name of a repository not recorded", zap.String("repository", repository), zap.Error(err))
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.repository(hash).recorded = false
+		if repo := c.repositories[hash]; repo != nil {
+			repo.recorded = false
+		}
 	}
 }
 
@@ -188,7 +190,10 @@ func (c *Cache) unlist(hash [sha256.Size]byte) {
 	_ = c.root.Remove(repositoryName(hash)) // somebody's who has put more there
 }
 
-// isScanned reports whether all that is on disk is known.
+// isKnown reports whether what is not known of rights is not on disk either.
+func (c *Cache) isKnown() bool { return c.isScanned() && !c.unread.Load() }
+
+// isScanned reports whether all that is on disk has been looked at.
 func (c *Cache) isScanned() bool {
 	select {
 	case <-c.scanned:

@@ -24,8 +24,8 @@ import (
 )
 
 // Control shows what is in the cache, and removes what an operator wants to be rid
-// of. The caches must be running: what is asked for before they know what is on
-// disk waits for that.
+// of. All of it is needed. The caches must be running: what is asked for before
+// they know what is on disk waits for that.
 type Control struct {
 	Blobs     *blobcache.Cache
 	Manifests *manifestcache.Cache

@@ -111,7 +111,7 @@ func (c *Control) carryOut(r *http.Request, plan *manifestcache.Plan, these []di
 		}
 		return c.Blobs.Remove(d)
 	})
-	c.Logger.Info("removed from the cache, as an operator wants", zap.String("request", r.Method+" "+r.URL.Path),
+	c.Logger.Info("removed from the cache, as an operator wants", zap.String("request", r.Method+" "+r.URL.Path), zap.String("client", r.RemoteAddr),
 		zap.Int64("bytes", a.Bytes), zap.Int("tags", a.Count.Tags), zap.Int("manifests", a.Count.Manifests), zap.Int("blobs", a.Count.Blobs),
 		zap.Int("busy", a.Busy), zap.Int("failed", a.Failed))
 	rep := &reply{body: a}
