@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"larder/handler/upstream/upstreamtest"
 )
@@ -16,11 +17,14 @@ import (
 type reason struct {
 	Verdict, Outcome, Repository, Tag, DeniedBy string
 	Digest                                      digest.Digest
-	Upstream                                    []struct{ URL, Credentials, State, For, Cause string }
-	Known                                       *struct{ Fresh bool }
-	Image                                       *shownImage
-	Blob                                        *struct{ Kind string }
-	Fetch                                       *struct{ Blobs, Bytes int64 }
+	Upstream                                    []struct {
+		URL, Credentials, State, For, Cause string
+		RateLimit                           *struct{ Limit, Remaining int }
+	}
+	Known *struct{ Fresh bool }
+	Image *shownImage
+	Blob  *struct{ Kind string }
+	Fetch *struct{ Blobs, Bytes int64 }
 }
 
 // wantWhy checks what is foretold for a reference, and that nobody is asked for
@@ -80,6 +84,9 @@ func TestWhyForetellsWhatAPullGets(t *testing.T) {
 	c.wantForetold(t, blob, c.blob(), "hit", "a blob")
 	c.wantForetold(t, "app:1", appTag, "revalidated", "all 3 blobs are here")
 
+	c.hub.AddManifest("org/copy", "", ocispec.MediaTypeImageManifest, c.img.Body)
+	c.wantForetold(t, "org/copy@"+c.img.Manifest.String(), "/v2/org/copy/manifests/"+c.img.Manifest.String(), "revalidated", "another repository")
+
 	c.hub.Stop()
 	for range 5 {
 		c.ask("/v2/busybox/manifests/1", "")
@@ -97,7 +104,10 @@ func TestWhyKnowsRateLimits(t *testing.T) {
 	c := stored(t, nil, small)
 	c.hub.Fault(upstreamtest.Match{}, upstreamtest.SetHeader("ratelimit-limit", "100;w=21600"), upstreamtest.SetHeader("ratelimit-remaining", "2;w=21600"))
 	c.ask("/v2/busybox/manifests/1", "")
-	c.wantForetold(t, "app:1", appTag, "stale", "to save its rate limit")
+	r := c.wantForetold(t, "app:1", appTag, "stale", "to save its rate limit")
+	if q := r.Upstream[0].RateLimit; q == nil || q.Limit != 100 || q.Remaining != 2 {
+		t.Errorf("rate limit is %+v", q)
+	}
 	c.hub.Fault(upstreamtest.Match{}, upstreamtest.Status(http.StatusTooManyRequests, http.Header{"Retry-After": {"3000"}}))
 	c.ask(appPath+"manifests/2", "")
 	if r := c.wantForetold(t, "app:3", appPath+"manifests/3", "refused", "429"); r.Upstream[0].State != "rate limited" {

@@ -33,12 +33,14 @@ type why struct {
 	Digest     digest.Digest `json:"digest,omitempty"` // that was given, or that the tag last pointed at
 	DeniedBy   string        `json:"deniedBy,omitempty"`
 
-	Asked    []way      `json:"upstream,omitempty"` // where, in this order, if somebody is
-	Known    *knowledge `json:"known,omitempty"`
-	Image    *image     `json:"image,omitempty"`
-	Blob     *object    `json:"blob,omitempty"` // if that is what the digest is of
-	Fetch    *fetched   `json:"fetch,omitempty"`
-	outlooks []upstream.Outlook
+	Asked []way      `json:"upstream,omitempty"` // where, in this order, if somebody is
+	Known *knowledge `json:"known,omitempty"`
+	Image *image     `json:"image,omitempty"`
+	Blob  *object    `json:"blob,omitempty"` // if that is what the digest is of
+	Fetch *fetched   `json:"fetch,omitempty"`
+
+	outlooks  []upstream.Outlook
+	elsewhere bool // another repository has the manifest
 }
 
 // knowledge is what the registry has said.
@@ -131,6 +133,7 @@ func (c *Control) decide(ctx context.Context, a *why, t target) {
 			return
 		}
 	}
+	_, a.elsewhere = c.Manifests.Manifest(a.Digest)
 	if a.Tag != "" {
 		known, ok := c.Manifests.Tag(a.Repository, a.Tag)
 		validated, fresh = known.Validated, known.Fresh
@@ -167,9 +170,12 @@ func (a *why) judge(fresh bool, spare error) {
 	case here:
 		a.Outcome = "revalidated"
 		a.Verdict = fmt.Sprintf("%s is asked (HEAD) whether it still has this, which it last said %s ago", host, a.Known.Age)
+	case alone == "" && a.elsewhere:
+		a.Outcome = "revalidated"
+		a.Verdict = fmt.Sprintf("%s is asked (HEAD) whether %s has this, which is here from another repository", host, a.Repository)
 	case alone != "":
 		a.Outcome = "refused"
-		a.Verdict = fmt.Sprintf("an error: it is not in the cache, and %s is left alone for %s", host, alone)
+		a.Verdict = fmt.Sprintf("an error: it is not in the cache for %s, and %s is left alone for %s", a.Repository, host, alone)
 	default:
 		a.Outcome = "miss"
 		a.Verdict = fmt.Sprintf("the manifest is fetched from %s", host)
