@@ -25,9 +25,23 @@ type controlled struct {
 
 func newControlled(t *testing.T, environ []string, sizes ...int) *controlled {
 	t.Helper()
-	c := &controlled{admin: freeAddr(t)}
-	c.world = newWorld(t, append([]string{"LARDER_ADMIN_ADDR=" + c.admin}, environ...), sizes...)
+	c := &controlled{world: newWorld(t, append([]string{"LARDER_ADMIN_ADDR=127.0.0.1:0"}, environ...), sizes...)}
+	c.findAdmin()
 	return c
+}
+
+// restart starts another larder on the cache of one that has ended.
+func (c *controlled) restart(t *testing.T, environ ...string) {
+	t.Helper()
+	c.world.restart(t, append([]string{"LARDER_ADMIN_ADDR=127.0.0.1:0"}, environ...)...)
+	c.findAdmin()
+}
+
+// findAdmin sets admin to where larder says that it listens.
+func (c *controlled) findAdmin() {
+	_, line, _ := strings.Cut(c.stderr.String(), `"msg":"larder started"`)
+	_, line, _ = strings.Cut(line, `"admin":"`)
+	c.admin, _, _ = strings.Cut(line, `"`)
 }
 
 // stored pulls everything and waits until it is on disk.
@@ -292,7 +306,7 @@ func TestAdminAnswersAfterARestart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c.restart(t, "LARDER_ADMIN_ADDR="+c.admin)
+	c.restart(t)
 	after := call[shownImage](t, c, "GET", "/cache/app:1", http.StatusOK)
 	if after.Total != before.Total || !after.Complete || after.Hits != 0 || !after.Used.Equal(old.Truncate(time.Second).UTC()) || !after.Tags[0].Validated.Equal(after.Used) {
 		t.Errorf("before %+v\nafter %+v", before, after)

@@ -168,7 +168,7 @@ func TestPruneByAge(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.restart(t, "LARDER_ADMIN_ADDR="+s.admin)
+	s.restart(t)
 	s.pullImage(t, "org/b", "x", s.second)
 	used := s.first.Config.Digest // by who does not ask for the manifest again
 	s.want(t, "/v2/org/a/blobs/"+used.String(), http.StatusOK, nil)
@@ -292,7 +292,7 @@ func TestWhatIsNotListedAnyMoreCanBeRemoved(t *testing.T) {
 	t.Parallel()
 	s := newShelf(t)
 	s.stop(t)
-	s.restart(t, "LARDER_ADMIN_ADDR="+s.admin, "LARDER_UPSTREAMS=ghcr.io="+s.hub.URL, "LARDER_CATALOG=true")
+	s.restart(t, "LARDER_UPSTREAMS=ghcr.io="+s.hub.URL, "LARDER_CATALOG=true")
 	call[shownImage](t, s.controlled, "GET", "/cache/docker.io/org/a:1", http.StatusOK)
 	call[any](t, s.controlled, "GET", "/cache/org/a:1", http.StatusNotFound) // of ghcr.io
 	s.want(t, "/v2/_catalog", http.StatusOK, []byte(`{"repositories":[]}`))

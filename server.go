@@ -276,8 +276,12 @@ func (p *program) serve(ctx context.Context) error {
 	p.background.Go(func() { _ = p.blobs.Scrub(ctx) })
 	p.background.Go(func() { _ = p.manifests.Run(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
+	adminAddr := "" // off
+	if len(p.servers) > 1 {
+		adminAddr = p.servers[1].listener.Addr().String()
+	}
 	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
-		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
+		zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 		zap.Bool("password", p.cfg.Htpasswd != ""),
 		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
 	<-ctx.Done()
