@@ -140,24 +140,13 @@ func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time) 
 		names[hash] = repo.called(hash)
 	}
 	c.mu.Unlock()
+	r := newRemoval()
 	for hash, name := range names {
-		if match != nil && !match(name) {
-			delete(names, hash)
+		if match == nil || match(name) {
+			c.dropUnused(&r, hash, before)
 		}
 	}
 	c.mu.Lock()
-	r := newRemoval()
-	for hash := range names {
-		if repo := c.repositories[hash]; repo != nil {
-			old := c.unused(repo, before)
-			for name, t := range repo.tags {
-				if old[t.digest] {
-					r.tags[tagKey{hash, name}] = true
-				}
-			}
-			c.drop(&r, hash, old, nil)
-		}
-	}
 	if match == nil {
 		for d, e := range c.manifests {
 			if e.used.Before(before) {
@@ -168,6 +157,24 @@ func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time) 
 	p := c.plan(r)
 	c.mu.Unlock()
 	return p.sorted()
+}
+
+// dropUnused plans for a repository to lose what was last used before then. One at
+// a time, so that nobody waits for all of them.
+func (c *Cache) dropUnused(r *removal, hash [sha256.Size]byte, before time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	repo := c.repositories[hash]
+	if repo == nil {
+		return
+	}
+	old := c.unused(repo, before)
+	for name, t := range repo.tags {
+		if old[t.digest] {
+			r.tags[tagKey{hash, name}] = true
+		}
+	}
+	c.drop(r, hash, old, nil)
 }
 
 // unused is what a repository has or has tags for, and was last used before then.
@@ -291,7 +298,7 @@ func (p *Plan) sorted() *Plan {
 
 // gone is the manifests that go with a removal. Needs mu.
 func (x *index) gone(r removal) map[digest.Digest]bool {
-	gone := make(map[digest.Digest]bool)
+	gone := make(map[digest.Digest]bool, len(r.rights)+len(r.loose))
 	for _, set := range []map[digest.Digest]bool{r.loose, r.forced} {
 		for d := range set {
 			gone[d] = x.manifests[d] != nil
