@@ -106,6 +106,7 @@ func passwordFile(t *testing.T, user, pass string) string {
 // adminPaths are all that the admin listener has.
 var adminPaths = []string{
 	"/healthz", "/readyz", "/metrics", "/debug/pprof/", "/debug/pprof/cmdline", "/debug/pprof/heap", "/debug/pprof/goroutine", "/debug/pprof/symbol",
+	"/cache", "/why?ref=docker.io/library/a",
 }
 
 func TestAdminNeedsItsPassword(t *testing.T) {
@@ -123,6 +124,15 @@ func TestAdminNeedsItsPassword(t *testing.T) {
 				if (resp.StatusCode == http.StatusOK) != open || !open && (resp.StatusCode != http.StatusUnauthorized || resp.Header.Get("WWW-Authenticate") == "") {
 					t.Errorf("%s %s with password %q: %s", method, path, pass, resp.Status)
 				}
+			}
+		}
+	}
+	for _, target := range []string{"DELETE /cache/a", "DELETE /cache/sha256:" + strings.Repeat("0a", 32), "POST /prune?all=1"} {
+		method, path, _ := strings.Cut(target, " ")
+		for pass, want := range map[string]bool{"": false, "wrong": false, "toor": true} {
+			resp, _ := ask(t, http.DefaultClient, method, "http://"+admin+path, strings.Repeat("root", len(pass)/4), pass)
+			if (resp.StatusCode != http.StatusUnauthorized) != want {
+				t.Errorf("%s with password %q: %s", target, pass, resp.Status)
 			}
 		}
 	}

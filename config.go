@@ -33,6 +33,8 @@ type config struct {
 	Allow string `env:"LARDER_ALLOW"`
 	Deny  string `env:"LARDER_DENY"`
 
+	Catalog bool `env:"LARDER_CATALOG" envDefault:"false"`
+
 	Username     string `env:"LARDER_USERNAME"`
 	Password     string `env:"LARDER_PASSWORD"`
 	PasswordFile string `env:"LARDER_PASSWORD_FILE"`
@@ -187,6 +189,8 @@ func form(t reflect.Type) string {
 		return "true or false"
 	case reflect.TypeFor[connections]():
 		return "a number of connections, 1 or more"
+	case reflect.TypeFor[bool]():
+		return "true or false"
 	case reflect.TypeFor[size]():
 		return "a size like 16MiB"
 	case reflect.TypeFor[limit]():
@@ -291,6 +295,18 @@ func (c *config) checkGlobs() (problems []error) {
 		}
 	}
 	return problems
+}
+
+// denied is the variable by which a repository is not served, or "".
+func (c *config) denied(repository string) (variable string) {
+	switch {
+	case c.access.Deny.Match(repository):
+		return "LARDER_DENY"
+	case c.access.Allow != nil && !c.access.Allow.Match(repository):
+		return "LARDER_ALLOW"
+	default:
+		return ""
+	}
 }
 
 func validAddr(addr string) bool {

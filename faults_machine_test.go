@@ -86,7 +86,8 @@ func TestFilesAreDamaged(t *testing.T) {
 		"small blob": func(w *world) string { return storedFile(w.cache, "blobs", w.img.Config.Digest) },
 		"manifest":   func(w *world) string { return storedFile(w.cache, "manifests", w.img.Manifest) },
 		"tag":        func(w *world) string { return filepath.Join(w.cache, "manifests", "tags", "*", "*") },
-		"right":      func(w *world) string { return filepath.Join(w.cache, "manifests", "repositories", "*", "*") },
+		"right":      func(w *world) string { return filepath.Join(w.cache, "manifests", "repositories", "*", "sha256-*") },
+		"name":       func(w *world) string { return filepath.Join(w.cache, "manifests", "repositories", "*", "name") },
 	}
 	for kind, pattern := range kinds {
 		for name, damage := range damages() {

@@ -186,7 +186,11 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	if opts.Tokens, err = p.tokens(access); err != nil {
 		return nil, err
 	}
-	h := handler.New(handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")})
+	cfg := handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")}
+	if p.cfg.Catalog {
+		cfg.Catalog = access.MayPull
+	}
+	h := handler.New(cfg)
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, access.MayPull
@@ -220,15 +224,28 @@ func (p *program) listenAdmin(metrics *admin.Metrics) error {
 	if err != nil {
 		return err
 	}
-	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, protect), nil); err != nil {
+	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, p.control(), protect), nil); err != nil {
 		return err
 	}
 	addr := p.servers[len(p.servers)-1].listener.Addr()
 	if tcp, ok := addr.(*net.TCPAddr); opts.Verify == nil && (!ok || !tcp.IP.IsLoopback()) {
-		p.log.Warn("ANYBODY WHO REACHES THE ADMIN LISTENER CAN READ METRICS AND MEMORY PROFILES: set LARDER_ADMIN_HTPASSWD, or LARDER_ADMIN_ADDR to a loopback address",
+		p.log.Warn("ANYBODY WHO REACHES THE ADMIN LISTENER CAN READ METRICS AND MEMORY PROFILES, AND EMPTY THE CACHE: set LARDER_ADMIN_HTPASSWD, or LARDER_ADMIN_ADDR to a loopback address",
 			zap.Stringer("addr", addr))
 	}
 	return nil
+}
+
+// control is what shows and prunes the cache.
+func (p *program) control() *admin.Control {
+	return &admin.Control{
+		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams,
+		Addr: p.servers[0].listener.Addr().String(), Denied: p.cfg.denied,
+		Glob: func(pattern string) (func(string) bool, error) {
+			glob, err := handler.ParseGlob(pattern)
+			return glob.Match, err
+		},
+		Logger: p.log.Named("admin"),
+	}
 }
 
 // tlsConfig is nil if the registry's listener is a plain one.
@@ -300,8 +317,12 @@ func (p *program) serve(ctx context.Context) error {
 	if p.audit != nil {
 		p.background.Go(func() { p.audit.run(ctx) })
 	}
+	adminAddr := "" // off
+	if len(p.servers) > 1 {
+		adminAddr = p.servers[1].listener.Addr().String()
+	}
 	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
-		zap.String("admin", p.cfg.AdminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
+		zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 		zap.Bool("password", p.cfg.Htpasswd != ""),
 		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
 	<-ctx.Done()

@@ -311,7 +311,7 @@ func (c *Cache) oldest(q *ttl.Queue[digest.Digest]) (digest.Digest, *entry) {
 // is done, whoever wants the blob waits. Needs mu; done must not have it.
 func (c *Cache) remove(d digest.Digest, e *entry) (done func() error) {
 	c.drop(d)
-	removing := &fill{size: -1, parked: true, gone: make(chan struct{})}
+	removing := &fill{size: -1, parked: true, removing: true, gone: make(chan struct{})}
 	c.fills[d] = removing
 	return func() error {
 		err := c.removeFiles(d, e)

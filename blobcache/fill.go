@@ -51,6 +51,7 @@ type fill struct {
 	readers  int
 	linger   *time.Timer // runs while there are no readers
 	parked   bool        // ending, not to be joined
+	removing bool        // no fill, but what those wait for who want what is being removed
 	over     bool        // out of the map, its file to be closed by its last reader
 	reserved int64       // bytes that count for it in the budget
 	before   *entry      // the parked fill that it goes on with

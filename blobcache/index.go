@@ -111,6 +111,9 @@ func (c *Cache) touch(d digest.Digest, e *entry, before fs.FileInfo, now time.Ti
 	if err == nil {
 		fi, err = c.root.Stat(name)
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return // removed meanwhile
+	}
 	if err != nil {
 		c.complain("use of a blob not recorded; it may expire early", err)
 		return

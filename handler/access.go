@@ -34,7 +34,7 @@ type Access struct {
 
 // MayPull is the middlewares' Options.MayPull.
 func (a Access) MayPull(user, repository string) bool {
-	return (a.Allow == nil || a.Allow.match(repository)) && !a.Deny.match(repository) && a.Users.mayPull(user, repository)
+	return (a.Allow == nil || a.Allow.Match(repository)) && !a.Deny.Match(repository) && a.Users.mayPull(user, repository)
 }
 
 // MayPullNamed reports whether the user may pull what clients ask for by this
@@ -71,10 +71,10 @@ func (u *Users) mayPull(user, repository string) bool {
 		return true
 	}
 	rules := u.rules.Get()
-	if rules[anonymous].match(repository) {
+	if rules[anonymous].Match(repository) {
 		return true
 	}
-	return user != "" && (rules[user].match(repository) || rules[anybody].match(repository))
+	return user != "" && (rules[user].Match(repository) || rules[anybody].Match(repository))
 }
 
 func readAccess(path string, registries []upstream.Registry) (map[string]Globs, error) {

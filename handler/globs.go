@@ -44,9 +44,16 @@ func ParseGlobs(s string, registries []upstream.Registry) (Globs, error) {
 	return globs, errors.Join(errs...)
 }
 
-func checkGlob(glob string, registries []upstream.Registry) error {
+func checkForm(glob string) error {
 	if !globPattern.MatchString(glob) || strings.Contains(glob, "***") {
 		return errors.New("not of the form host/repository, in lower case, with * for a part of one element and ** for anything")
+	}
+	return nil
+}
+
+func checkGlob(glob string, registries []upstream.Registry) error {
+	if err := checkForm(glob); err != nil {
+		return err
 	}
 	host, name, _ := strings.Cut(glob, "/")
 	if strings.Contains(host, "**") {
@@ -78,7 +85,16 @@ func compileGlob(glob string) *regexp.Regexp {
 	return regexp.MustCompile("(?s)^" + pattern.String() + "$") // stars and quoted text alone
 }
 
-// match reports whether one of the globs matches a canonical name.
-func (g Globs) match(repository string) bool {
+// ParseGlob reads one glob, of whatever hosts: what is cached may be of others
+// than those that are listed now.
+func ParseGlob(s string) (Globs, error) {
+	if err := checkForm(s); err != nil {
+		return nil, err
+	}
+	return Globs{compileGlob(s)}, nil
+}
+
+// Match reports whether one of the globs matches a canonical name.
+func (g Globs) Match(repository string) bool {
 	return slices.ContainsFunc(g, func(p *regexp.Regexp) bool { return p.MatchString(repository) })
 }

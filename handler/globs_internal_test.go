@@ -53,10 +53,10 @@ func FuzzGlobs(f *testing.F) {
 		if len(globs) != 1 || checkGlob(glob, registries) != nil || len(glob)+len(name) > 40 { // matches is slow
 			return
 		}
-		if got, want := globs.match(name), matches(glob, name); got != want {
+		if got, want := globs.Match(name), matches(glob, name); got != want {
 			t.Errorf("%q matches %q: %t, want %t", glob, name, got, want)
 		}
-		if !globs.match(glob) {
+		if !globs.Match(glob) {
 			t.Errorf("%q does not match itself", glob)
 		}
 	})

@@ -27,6 +27,10 @@ type Config struct {
 	Blobs     *blobcache.Cache
 	Manifests *manifestcache.Cache
 
+	// Catalog lets clients list the repositories that are cached and that a user,
+	// "" for one without a name, may pull. nil: nobody can.
+	Catalog func(user, repository string) bool
+
 	Logger *zap.Logger // nil: none
 }
 
@@ -36,6 +40,7 @@ type Handler struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	answers   *answers
+	catalog   func(user, repository string) bool
 	log       *zap.Logger
 }
 
@@ -47,7 +52,7 @@ func New(cfg Config) *Handler {
 		log = zap.NewNop()
 	}
 	return &Handler{
-		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, answers: newAnswers(), log: log,
+		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(), log: log,
 	}
 }
 
@@ -77,6 +82,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, t *target) error
 	case t.kind == kindBase:
 		h.serveBase(w, r)
 		return nil
+	case t.kind == kindCatalog:
+		return h.serveCatalog(w, r, t.ns)
 	case t.repo.Circular():
 		return looped()
 	}
@@ -146,7 +153,7 @@ func (h *Handler) route(t *target, r *http.Request) error {
 	if t.kind == kindBase {
 		return nil
 	}
-	if t.ns, err = namespace(r.URL); err != nil {
+	if t.ns, err = namespace(r.URL); err != nil || t.kind == kindCatalog {
 		return err
 	}
 	repo, err := h.upstreams.Repository(t.ns, t.name)
@@ -168,6 +175,7 @@ const (
 	kindTags       = "tags"
 	kindReferrers  = "referrers"
 	kindSignatures = "signatures"
+	kindCatalog    = "catalog"
 )
 
 // route is what a path asks for. Its reference has the form of a tag or digest;
@@ -189,6 +197,9 @@ func parseRoute(u *url.URL) (route, error) {
 	}
 	if (path == "" || path == "/") && !isExtension {
 		return route{kind: kindBase}, nil
+	}
+	if path == "/_catalog" {
+		return route{kind: kindCatalog}, nil
 	}
 	path, err := plainPath(path[1:])
 	if err != nil {
@@ -246,7 +257,7 @@ func cutLast(path string) (before, element string, ok bool) {
 // before anything else touches it.
 func (rt *route) parseReference() error {
 	if rt.kind == kindManifest && !strings.Contains(rt.reference, ":") {
-		if !validTag(rt.reference) {
+		if !upstream.ValidTag(rt.reference) {
 			return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.TagInvalid, Message: "invalid tag"}
 		}
 		return nil
@@ -260,20 +271,6 @@ func (rt *route) parseReference() error {
 	}
 	rt.digest = d
 	return nil
-}
-
-// validTag reports whether s is of the form [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}.
-func validTag(s string) bool {
-	if s == "" || len(s) > 128 || s[0] == '.' || s[0] == '-' {
-		return false
-	}
-	for _, c := range []byte(s) {
-		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
-		if !letter && c != '_' && c != '.' && c != '-' {
-			return false
-		}
-	}
-	return true
 }
 
 // namespace is the host that containerd says the request is for, as in

@@ -54,6 +54,7 @@ type setup struct {
 	disk    bool                            // everything comes from there, and nothing from memory
 
 	allow, deny string // as in the environment
+	catalog     bool
 }
 
 // larder is the registry, wired as main does it, in front of two upstreams.
@@ -110,8 +111,12 @@ func newLarder(tb testing.TB, s setup) *larder {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	h := handler.New(handler.Config{Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests, Logger: log})
 	access := handler.Access{Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries)}
+	config := handler.Config{Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests, Logger: log}
+	if s.catalog {
+		config.Catalog = access.MayPull
+	}
+	h := handler.New(config)
 	opts := middleware.Options{Logger: log, Observe: func(middleware.Observation) {}, Identify: h.Identify, MayPull: access.MayPull}
 	if s.locked {
 		opts.Verify = func(context.Context, string, string) (bool, error) { return false, nil }

@@ -104,15 +104,21 @@ func (h *Handler) serveList(w http.ResponseWriter, r *http.Request, repo *upstre
 	if list.Next != "" {
 		header.Set("Link", nextLink(r.URL, list.Next, params))
 	}
-	header.Set("Content-Type", list.ContentType)
-	header.Set("Content-Length", strconv.FormatInt(list.Size, 10))
-	header.Set("X-Content-Type-Options", "nosniff")
 	setStatus(header, repo, list.Outcome, list.Age)
+	sendDocument(w, r, list.ContentType, list.Content, list.Size)
+	return nil
+}
+
+// sendDocument sends a list.
+func sendDocument(w http.ResponseWriter, r *http.Request, contentType string, body io.Reader, size int64) {
+	header := w.Header()
+	header.Set("Content-Type", contentType)
+	header.Set("Content-Length", strconv.FormatInt(size, 10))
+	header.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(http.StatusOK)
 	if r.Method != http.MethodHead {
-		_, _ = io.CopyN(w, list.Content, list.Size) // a client that has left needs no list
+		_, _ = io.CopyN(w, body, size) // a client that has left needs no list
 	}
-	return nil
 }
 
 // nextLink points to the page behind the one at u that upstream's query is for.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -112,6 +113,8 @@ type Cache struct {
 	due     ttl.Queue[string] // by file name
 	count   counters
 	lists   lists
+	scanned chan struct{} // closed when Run knows what is on disk
+	unread  atomic.Bool   // but not all rights, as some could not be read then
 
 	mu sync.Mutex // guards what follows
 	index
@@ -138,7 +141,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), scanned: make(chan struct{}), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}
@@ -173,7 +176,7 @@ func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest
 func (c *Cache) ask(ctx context.Context, key string, question func(context.Context) (*Manifest, error)) (*Manifest, error) {
 	m, err := once(ctx, c, key, question)
 	if err == nil {
-		c.count.outcomes[m.Outcome].Add(1)
+		c.answered(m)
 	}
 	return m, err
 }
@@ -212,8 +215,9 @@ func once[T any](ctx context.Context, c *Cache, key string, question func(contex
 
 // answer completes a manifest that did not take a question to upstream.
 func (c *Cache) answer(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
-	c.count.outcomes[outcome].Add(1)
-	return dated(m, outcome, validated)
+	m = dated(m, outcome, validated)
+	c.answered(m)
+	return m
 }
 
 func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {

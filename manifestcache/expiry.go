@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,9 +27,16 @@ func (c *Cache) schedule(name string, used time.Time) {
 
 // Run finds out what is on disk and then removes what has not been used for
 // its time to live, until ctx is done. What Run has not found yet can be asked
-// for all the same.
+// for all the same. It must be called once only.
 func (c *Cache) Run(ctx context.Context) error {
 	c.scan(ctx)
+	close(c.scanned)
+	c.mu.Lock()
+	hashes := slices.Collect(maps.Keys(c.repositories))
+	c.mu.Unlock()
+	for _, hash := range hashes {
+		c.unlist(hash)
+	}
 	return c.due.Run(ctx, c.expire)
 }
 
@@ -35,7 +44,7 @@ func (c *Cache) Run(ctx context.Context) error {
 // Manifests and lists live by their use. Tags and rights live as long as the manifest
 // they are about: past their time they count only if upstream can't be asked.
 func (c *Cache) expire(name string) (next time.Time, keep bool) {
-	d, kind := c.subject(name)
+	d, kind, link := c.subject(name)
 	end := c.lists.lastUse(name).Add(c.cfg.TTL)
 	c.mu.Lock()
 	e := c.manifests[d]
@@ -62,33 +71,34 @@ func (c *Cache) expire(name string) (next time.Time, keep bool) {
 		c.lists.forget(name)
 	case repositoryDir:
 		if r, ok := parseRight(name); ok {
-			c.mu.Lock()
-			delete(c.rights, r)
-			c.mu.Unlock()
+			c.dropRight(r)
+		}
+	case tagDir:
+		if link != nil {
+			c.dropTag(link.split())
 		}
 	}
 	return next, false
 }
 
 // subject is the manifest that a file is about, and the directory that says in
-// what way; "" for the manifest itself.
-func (c *Cache) subject(name string) (d digest.Digest, kind string) {
+// what way; "" for the manifest itself. A tag's file has a link, unless it is
+// damaged.
+func (c *Cache) subject(name string) (d digest.Digest, kind string, l *link) {
 	switch dir, _, _ := strings.Cut(name, "/"); dir {
 	case tagDir:
-		if data, _, err := c.readFile(name); err == nil {
-			if l, err := decodeTag(data); err == nil {
-				d = l.Descriptor.Digest
-			}
+		if l, err := c.readLink(name); err == nil {
+			return l.Descriptor.Digest, tagDir, l
 		}
-		return d, tagDir
+		return "", tagDir, nil
 	case repositoryDir:
 		r, _ := parseRight(name)
-		return r.digest, repositoryDir
+		return r.digest, repositoryDir, nil
 	case listDir:
-		return "", listDir
+		return "", listDir, nil
 	default:
 		d, _ = parseManifestName(name)
-		return d, ""
+		return d, "", nil
 	}
 }
 
@@ -155,6 +165,7 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 		if !isTagName(name) {
 			return false
 		}
+		c.foundTag(name)
 	case listDir:
 		if !isListName(name) {
 			return false
@@ -162,11 +173,16 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 		c.useList(name, fi.Size(), fi.ModTime())
 		return true
 	case repositoryDir:
+		if path.Base(name) == nameFile {
+			return c.foundName(name)
+		}
 		r, ok := parseRight(name)
 		if !ok {
 			return false
 		}
-		c.readRight(r)
+		if !c.readRight(r) {
+			c.unread.Store(true)
+		}
 	default:
 		d, ok := parseManifestName(name)
 		if !ok {

@@ -33,10 +33,10 @@ func TestManifestExpiresWithItsTagsAndRights(t *testing.T) {
 		wantTag(t, c, up, "latest", doc, manifestcache.Miss)
 		wantTag(t, c, up, "3.20", doc, manifestcache.Revalidated)
 		wantDigest(t, c, other, doc, manifestcache.Revalidated)
-		all := len(files(t, dir)) // a manifest, 2 tags, 2 rights
+		all := len(files(t, dir)) // a manifest, 2 tags, 2 rights, 2 names
 		time.Sleep(24*time.Hour - time.Second)
 		synctest.Wait()
-		if got := files(t, dir); all != 5 || len(got) != all {
+		if got := files(t, dir); all != 7 || len(got) != all {
 			t.Errorf("%d files, left a second early: %v", all, got)
 		}
 		time.Sleep(2*time.Minute + time.Second)

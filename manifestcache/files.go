@@ -30,6 +30,7 @@ import (
 //	repositories/abcdef…/D       the repository (a hash of its name) has the manifest D, as what is
 //	                             in the file: its media type, which no digest covers
 //	lists/abcdef…/abcdef…        a list of the repository; the name is a hash of its path and query
+//	repositories/abcdef…/name    the repository's name
 //
 // A manifest is one line of JSON, its header, and then its bytes. The mtime of
 // a manifest is its last use; that of the others, when upstream last said so.
@@ -88,7 +89,7 @@ func tagFile(hash []byte) string {
 }
 
 func rightName(r right) string {
-	return path.Join(repositoryDir, hex.EncodeToString(r.repository[:]), string(r.digest.Algorithm())+"-"+r.digest.Encoded())
+	return path.Join(repositoryName(r.repository), string(r.digest.Algorithm())+"-"+r.digest.Encoded())
 }
 
 // encodeManifest is the file of m.
@@ -195,6 +196,19 @@ func (c *Cache) openFile(name string) (*os.File, fs.FileInfo, error) {
 		return nil, nil, err
 	}
 	return f, fi, nil
+}
+
+// readLink reads a tag's file.
+func (c *Cache) readLink(name string) (*link, error) {
+	data, mtime, err := c.readFile(name)
+	if err != nil {
+		return nil, err
+	}
+	l, err := decodeTag(data)
+	if err == nil {
+		l.validated = mtime
+	}
+	return l, err
 }
 
 // readFile reads a regular file that should be a small one.
@@ -337,19 +351,17 @@ func (c *Cache) complain(message string, err error, fields ...zap.Field) {
 
 // readTag returns what a tag pointed at when upstream last said so, or nil.
 func (c *Cache) readTag(repository, tag string) *link {
-	data, mtime, err := c.readFile(tagName(repository, tag))
+	l, err := c.readLink(tagName(repository, tag))
 	if errors.Is(err, fs.ErrNotExist) {
+		c.dropTag(repository, tag)
 		return nil
 	}
 	if saysNothing(err) {
 		c.log.Error("tag can't be read now", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
 		return nil
 	}
-	var l *link
-	if err == nil {
-		if l, err = decodeTag(data); err == nil && l.Reference != repository+":"+tag {
-			err = errDamaged // another tag's
-		}
+	if err == nil && l.Reference != repository+":"+tag {
+		err = errDamaged // another tag's
 	}
 	if err != nil {
 		c.count.damaged.Add(1)
@@ -357,7 +369,6 @@ func (c *Cache) readTag(repository, tag string) *link {
 		c.removeTag(repository, tag)
 		return nil
 	}
-	l.validated = mtime
 	return l
 }
 
@@ -379,6 +390,7 @@ func (c *Cache) link(repository, tag string, m *Manifest) {
 		c.removeTag(repository, tag) // what it says is not true any more
 		return
 	}
+	c.noteTag(repository, tag, m.Digest, now)
 	c.schedule(name, now)
 }
 
@@ -388,4 +400,5 @@ func (c *Cache) removeTag(repository, tag string) {
 	if err := c.root.RemoveAll(name); err != nil {
 		c.log.Error("tag not removed", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
 	}
+	c.dropTag(repository, tag)
 }

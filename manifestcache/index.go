@@ -2,6 +2,8 @@ package manifestcache
 
 import (
 	"crypto/sha256"
+	"errors"
+	"io/fs"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -37,9 +39,10 @@ func newRight(repository string, d digest.Digest) right {
 // has said beside.
 type index struct {
 	manifests map[digest.Digest]*entry
-	rights    map[right]*validation // repository has manifest
-	layers    *layers               // what the manifests name
+	layers    *layers // what the manifests name
 	proofs    proofs
+
+	repositories map[[sha256.Size]byte]*repository // by the hash of their names
 }
 
 type entry struct {
@@ -47,6 +50,7 @@ type entry struct {
 	size    int64
 	used    time.Time
 	touched time.Time // the file's mtime
+	hits    int64     // answers with it that it did not have to be fetched for
 	kind    kind      // as which it names what follows
 
 	number uint32 // among the layers; 0: what it names is not remembered
@@ -73,9 +77,10 @@ func (v validation) names(k kind) bool {
 func newIndex() index {
 	return index{
 		manifests: make(map[digest.Digest]*entry),
-		rights:    make(map[right]*validation),
 		layers:    newLayers(),
 		proofs:    newProofs(),
+
+		repositories: make(map[[sha256.Size]byte]*repository),
 	}
 }
 
@@ -109,7 +114,7 @@ func (c *Cache) best(r right, k pair) Right {
 		if best == Granted {
 			break
 		}
-		if v := c.rights[right{r.repository, e.digest}]; v != nil && v.names(e.kind) {
+		if v := c.right(right{r.repository, e.digest}); v != nil && v.names(e.kind) {
 			best = max(best, c.judge(v.at))
 		}
 	}
@@ -142,12 +147,9 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	c.mu.Lock()
 	if !c.proofs.refuse(k) {
 		blob := appendPacked(nil, d)
-		for m := range c.rights {
-			if m.repository != r.repository {
-				continue
-			}
-			if e := c.manifests[m.digest]; e == nil || e.number == 0 || e.blobs.has(blob) {
-				naming = append(naming, m.digest)
+		for m := range c.repository(r.repository).rights {
+			if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
+				naming = append(naming, m)
 			}
 		}
 	}
@@ -174,18 +176,18 @@ func within(d time.Duration, validated time.Time) bool {
 func (c *Cache) validated(repository string, d digest.Digest) (validation, bool) {
 	r := newRight(repository, d)
 	c.mu.Lock()
-	v := c.rights[r]
+	v := c.right(r)
 	if v != nil {
 		defer c.mu.Unlock()
 		return *v, true
 	}
 	c.mu.Unlock()
-	if !c.readRight(r) { // not scanned yet
+	if c.isKnown() || !c.readRight(r) {
 		return validation{}, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if v = c.rights[r]; v == nil {
+	if v = c.right(r); v == nil {
 		return validation{}, false // revoked meanwhile
 	}
 	return *v, true
@@ -200,8 +202,8 @@ func (c *Cache) readRight(r right) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.rights[r] == nil {
-		c.rights[r] = &validation{at: mtime, touched: mtime, mediaType: string(mediaType)}
+	if rights := c.repository(r.repository).rights; rights[r.digest] == nil {
+		rights[r.digest] = &validation{at: mtime, touched: mtime, mediaType: string(mediaType)}
 	}
 	return true
 }
@@ -210,10 +212,13 @@ func (c *Cache) readRight(r right) bool {
 func (c *Cache) validate(repository string, m *Manifest) {
 	r, now := newRight(repository, m.Digest), time.Now()
 	c.mu.Lock()
-	v := c.rights[r]
+	repo := c.repository(r.repository)
+	name := !repo.recorded
+	repo.name, repo.recorded = repository, true
+	v := repo.rights[m.Digest]
 	if v == nil {
 		v = new(validation)
-		c.rights[r] = v
+		repo.rights[m.Digest] = v
 	}
 	write := now.Sub(v.touched) >= c.touchEvery() || v.mediaType != m.MediaType
 	if write {
@@ -221,16 +226,22 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	}
 	v.at, v.mediaType = now, m.MediaType
 	c.mu.Unlock()
-	if !write {
-		return
+	if name {
+		c.recordName(repository)
 	}
+	if write {
+		c.recordRight(repository, r, m.MediaType, now)
+	}
+}
+
+func (c *Cache) recordRight(repository string, r right, mediaType string, now time.Time) {
 	name := rightName(r)
-	err := durable.WriteSoon(c.root, name, []byte(m.MediaType)) // half of it is no type of any manifest
+	err := durable.WriteSoon(c.root, name, []byte(mediaType)) // half of it is no type of any manifest
 	if err == nil {
 		err = c.root.Chtimes(name, now, now)
 	}
 	if err != nil {
-		c.complain("right of a repository not recorded", err, zap.String("repository", repository), zap.Stringer("digest", m.Digest))
+		c.complain("right of a repository not recorded", err, zap.String("repository", repository), zap.Stringer("digest", r.digest))
 	}
 	c.schedule(name, now)
 }
@@ -238,13 +249,11 @@ func (c *Cache) validate(repository string, m *Manifest) {
 // revoke records that the repository does not have the manifest d any more.
 func (c *Cache) revoke(repository string, d digest.Digest) {
 	r := newRight(repository, d)
-	c.mu.Lock()
-	delete(c.rights, r)
-	c.mu.Unlock()
 	c.due.Delete(rightName(r))
 	if err := c.root.RemoveAll(rightName(r)); err != nil {
 		c.log.Error("right of a repository not removed", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
 	}
+	c.dropRight(r)
 }
 
 func (c *Cache) touchEvery() time.Duration {
@@ -289,7 +298,7 @@ func (c *Cache) touchDue(e *entry, now time.Time) bool {
 }
 
 func (c *Cache) touch(d digest.Digest, now time.Time) {
-	if err := c.root.Chtimes(manifestName(d), now, now); err != nil {
+	if err := c.root.Chtimes(manifestName(d), now, now); err != nil && !errors.Is(err, fs.ErrNotExist) { // removed meanwhile
 		c.complain("use of a manifest not recorded; it may expire early", err)
 	}
 }
@@ -301,24 +310,14 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	now := time.Now()
 	var blobs, touch []digest.Digest
 	c.mu.Lock()
-	todo := []digest.Digest{d}
-	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
-		d, todo = todo[0], todo[1:]
+	here, _ := c.reach(d)
+	for _, d := range here {
 		e := c.manifests[d]
-		if e == nil {
-			continue
-		}
 		if c.usedAt(e, now) {
 			touch = append(touch, d)
 		}
-		for blob := range e.blobs.each() {
-			blobs = append(blobs, unpack(blob))
-		}
-		for one := range e.lists.each() {
-			if m := unpack(one); !seen[m] {
-				seen[m] = true
-				todo = append(todo, m)
-			}
+		for b := range e.blobs.digests() {
+			blobs = append(blobs, b)
 		}
 	}
 	c.mu.Unlock()
@@ -353,6 +352,11 @@ func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
 func (c *Cache) forget(d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.dropManifest(d)
+}
+
+// dropManifest takes a manifest out of the index, if it is there. Needs mu.
+func (c *Cache) dropManifest(d digest.Digest) {
 	e := c.manifests[d]
 	if e == nil {
 		return

@@ -342,7 +342,7 @@ func TestRightThatIsNoFileIsAskedAboutAndWrittenAnew(t *testing.T) {
 			doc := up.push(newDocument(`{"first":1}`))
 			wantDigest(t, c, up, doc, manifestcache.Miss)
 			c.Close()
-			right, err := filepath.Glob(filepath.Join(dir, "repositories", "*", "*"))
+			right, err := filepath.Glob(filepath.Join(dir, "repositories", "*", "sha256-*"))
 			if err != nil || len(right) != 1 {
 				t.Fatalf("%v are its files (%v)", right, err)
 			}

@@ -207,6 +207,17 @@ func (p packed) each() iter.Seq[string] {
 	}
 }
 
+// digests lists them.
+func (p packed) digests() iter.Seq[digest.Digest] {
+	return func(yield func(digest.Digest) bool) {
+		for one := range p.each() {
+			if !yield(unpack(one)) {
+				return
+			}
+		}
+	}
+}
+
 // has reports whether one is in the list, which is such a list of one.
 func (p packed) has(one []byte) bool {
 	for d := range p.each() {

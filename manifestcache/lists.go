@@ -233,6 +233,13 @@ func (c *Cache) removeList(file string) {
 	}
 }
 
+// removeListsOf removes all lists of a repository.
+func (c *Cache) removeListsOf(repository [sha256.Size]byte) {
+	for _, file := range c.lists.in(listsOf(repository)) {
+		c.removeList(file)
+	}
+}
+
 // use notes that a file, whose size is given, is used, and returns which others
 // are too many. They are not known any more.
 func (s *lists) use(file string, size int64, at time.Time) (isNew bool, excess []string) {
@@ -303,6 +310,18 @@ func (s *lists) lastUse(file string) time.Time {
 	return time.Time{}
 }
 
+// in lists the files of a directory.
+func (s *lists) in(dir string) (files []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for file := range s.used {
+		if path.Dir(file) == dir {
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
 // stats are how many lists there are and what they take on disk.
 func (s *lists) stats() (n, bytes int64) {
 	s.mu.Lock()
@@ -314,8 +333,13 @@ func listKey(repository, name string) string { return repository + " " + name }
 
 // listName is the name of the file with a list.
 func listName(repository, name string) string {
-	a, b := sha256.Sum256([]byte(repository)), sha256.Sum256([]byte(name))
-	return path.Join(listDir, hex.EncodeToString(a[:]), hex.EncodeToString(b[:]))
+	hash := sha256.Sum256([]byte(name))
+	return path.Join(listsOf(sha256.Sum256([]byte(repository))), hex.EncodeToString(hash[:]))
+}
+
+// listsOf is the directory of a repository's lists.
+func listsOf(repository [sha256.Size]byte) string {
+	return path.Join(listDir, hex.EncodeToString(repository[:]))
 }
 
 // isListName reports whether listName makes such names.

@@ -3,6 +3,7 @@ package manifestcache
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"maps"
 	"time"
 )
 
@@ -17,9 +18,10 @@ const (
 	maxRefused = 100_000
 )
 
-// pair stands for a repository and a blob: a hash of both, under a key that is the
-// process's own and never leaves it. Nobody can look for two that are the same;
-// by chance, one of maxProven is taken for another once in 2^109 questions.
+// pair stands for a repository and a blob: 4 bytes of a hash of the repository, to
+// tell which are its own, and 12 of one of both, under a key that is the process's
+// own and never leaves it. Nobody can look for two that are the same; by chance,
+// one of maxProven is taken for another once in 2^77 questions.
 type pair [16]byte
 
 // proofs remembers what upstream has said of single blobs in repositories.
@@ -44,10 +46,25 @@ func newProofs() proofs {
 }
 
 // pair needs no lock.
-func (p *proofs) pair(r right) pair {
+func (p *proofs) pair(r right) (k pair) {
 	var buf [16 + sha256.Size + len("sha512:") + 2*64]byte
-	sum := sha256.Sum256(append(append(append(buf[:0], p.key[:]...), r.repository[:]...), r.digest...))
-	return pair(sum[:])
+	of := append(append(buf[:0], p.key[:]...), r.repository[:]...)
+	repository := sha256.Sum256(of)
+	both := sha256.Sum256(append(of, r.digest...))
+	copy(k[:4], repository[:])
+	copy(k[4:], both[:])
+	return k
+}
+
+// forgetRepositories forgets what was proven of repositories. What they have been
+// refused stays.
+func (p *proofs) forgetRepositories(hashes [][sha256.Size]byte) {
+	own := make(map[[4]byte]bool, len(hashes))
+	for _, hash := range hashes {
+		k := p.pair(right{repository: hash})
+		own[[4]byte(k[:4])] = true
+	}
+	maps.DeleteFunc(p.proven, func(k pair, _ proof) bool { return own[[4]byte(k[:4])] })
 }
 
 // prove remembers a yes, which others may be forgotten for: of a few that chance

@@ -1,5 +1,6 @@
 // Package admin answers what operators and their tools ask: health, readiness,
-// metrics and profiles. It is served on a listener of its own, never on that
+// metrics and profiles, what is in the cache and why; and it removes what they
+// want to be rid of. It is served on a listener of its own, never on that
 // of the registry.
 package admin
 
@@ -17,7 +18,7 @@ import (
 // nil; upstreams have no part in that, as larder is there for when they are
 // down. What is less bad than that is a detail. Everything but these two is
 // behind protect.
-func New(metrics *Metrics, ready func() (detail string, err error), protect middleware.Middleware) http.Handler {
+func New(metrics *Metrics, ready func() (detail string, err error), control *Control, protect middleware.Middleware) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "ok")
@@ -39,6 +40,7 @@ func New(metrics *Metrics, ready func() (detail string, err error), protect midd
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	control.register(mux)
 	protected := protect(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {

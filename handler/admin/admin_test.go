@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
 
 	"larder/blobcache"
 	"larder/blobcache/memory"
@@ -67,7 +68,8 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.admin = admin.New(metrics, func() (string, error) { return l.detail, l.ready }, func(next http.Handler) http.Handler {
+	control := &admin.Control{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Logger: zap.NewNop()}
+	l.admin = admin.New(metrics, func() (string, error) { return l.detail, l.ready }, control, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if l.locked {
 				w.WriteHeader(http.StatusUnauthorized)

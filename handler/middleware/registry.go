@@ -205,7 +205,7 @@ type Note struct {
 	User string // who asked, if clients have names; known behind auth
 
 	// What Options.Identify notes: nothing of a request that can't be served.
-	Kind       string // "manifest", "blob", "tags", "referrers", "base"; auth's "token"; "" for none of them
+	Kind       string // "manifest", "blob", "tags", "referrers", "signatures", "catalog", "base"; auth's "token"; "" for none of them
 	Upstream   string // a listed host
 	Repository string // with its host
 	Name       string // the same as the client writes it

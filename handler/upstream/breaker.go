@@ -63,19 +63,36 @@ func (b *breaker) begin() (probe bool, _ *refusal) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	refused := b.refusal()
+	probe = refused == nil && b.rest > 0
+	b.probing = b.probing || probe
+	return probe, refused
+}
+
+// peek says why begin would not let a question through, if it would not.
+func (b *breaker) peek() *refusal {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refusal()
+}
+
+// refusal needs mu.
+func (b *breaker) refusal() *refusal {
 	now := time.Now()
 	switch {
 	case now.Before(b.held):
-		return false, &refusal{http.StatusTooManyRequests, b.held.Sub(now), errors.New("upstream answered 429")}
+		return &refusal{http.StatusTooManyRequests, b.held.Sub(now), errors.New("upstream answered 429")}
 	case b.rest == 0:
-		return false, nil
+		return nil
 	case now.Before(b.until):
-		return false, &refusal{0, b.until.Sub(now), b.cause}
+		return &refusal{0, b.until.Sub(now), b.cause}
 	case b.probing:
-		return false, &refusal{0, firstRest, b.cause}
+		return &refusal{0, firstRest, b.cause}
 	}
-	b.probing = true
-	return true, nil
+	return nil
 }
 
 // succeed closes the breaker. It reports whether it was open, and whether nothing

@@ -1,0 +1,291 @@
+package manifestcache
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Image is a manifest, or an index, that a repository has and that is here.
+type Image struct {
+	Repository string
+	Digest     digest.Digest
+	Tags       []Tag // in the order of their names
+	Size       int64
+	Validated  time.Time // when upstream last said that the repository has it
+	Used       time.Time
+	Expires    time.Time // zero: never
+	Hits       int64     // answers with it that it was not fetched for, since Open
+	Listed     bool      // by an index of the repository that is here
+}
+
+// Tag is what a tag pointed at when upstream last said so.
+type Tag struct {
+	Repository, Name string
+	Digest           digest.Digest
+	Validated        time.Time
+	Fresh            bool // upstream is not asked about it yet
+}
+
+func (c *Cache) tag(repository, name string, t tagged) Tag {
+	return Tag{repository, name, t.digest, t.validated, time.Since(t.validated) < c.cfg.TagTTL}
+}
+
+// Scanned waits until all that is on disk is known.
+func (c *Cache) Scanned(ctx context.Context) error {
+	select {
+	case <-c.scanned:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Repositories lists those that have a manifest which is here, in order. Some may
+// be Unnamed.
+func (c *Cache) Repositories() []string {
+	var names []string
+	c.mu.Lock()
+	for hash, repo := range c.repositories {
+		for d := range repo.rights {
+			if c.manifests[d] != nil {
+				names = append(names, repo.called(hash))
+				break
+			}
+		}
+	}
+	c.mu.Unlock()
+	slices.Sort(names)
+	return names
+}
+
+// Images lists what a repository has, in the order of the digests.
+func (c *Cache) Images(repository string) []Image {
+	c.mu.Lock()
+	repo := c.repositories[hashOf(repository)]
+	if repo == nil {
+		c.mu.Unlock()
+		return nil
+	}
+	listed := make(map[digest.Digest]bool)
+	images := make([]Image, 0, len(repo.rights))
+	at := make(map[digest.Digest]int, len(repo.rights))
+	for d, v := range repo.rights {
+		e := c.manifests[d]
+		if e == nil {
+			continue
+		}
+		for m := range e.lists.digests() {
+			listed[m] = true
+		}
+		at[d] = len(images)
+		img := c.image(d, e)
+		img.Repository, img.Validated = repository, v.at
+		images = append(images, img)
+	}
+	for name, t := range repo.tags {
+		if i, ok := at[t.digest]; ok {
+			images[i].Tags = append(images[i].Tags, c.tag(repository, name, t))
+		}
+	}
+	c.mu.Unlock()
+	for i := range images {
+		images[i].Listed = listed[images[i].Digest]
+		slices.SortFunc(images[i].Tags, func(a, b Tag) int { return strings.Compare(a.Name, b.Name) })
+	}
+	slices.SortFunc(images, func(a, b Image) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return images
+}
+
+// image is what is known of a manifest, whoever has it. Needs mu.
+func (c *Cache) image(d digest.Digest, e *entry) Image {
+	img := Image{Digest: d, Size: e.size, Used: e.used, Hits: e.hits}
+	if c.cfg.TTL > 0 {
+		img.Expires = e.used.Add(c.cfg.TTL)
+	}
+	return img
+}
+
+// Manifest is what is known of the manifest d, whoever has it, if it is here.
+func (c *Cache) Manifest(d digest.Digest) (Image, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.manifests[d]
+	if e == nil {
+		return Image{}, false
+	}
+	return c.image(d, e), true
+}
+
+// Tag is what a tag points at, if that is known.
+func (c *Cache) Tag(repository, name string) (Tag, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	repo := c.repositories[hashOf(repository)]
+	if repo == nil {
+		return Tag{}, false
+	}
+	t, ok := repo.tags[name]
+	return c.tag(repository, name, t), ok
+}
+
+// Right says whether upstream has said that the repository has the manifest d,
+// and when.
+func (c *Cache) Right(repository string, d digest.Digest) (right Right, validated time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.right(newRight(repository, d))
+	if v == nil {
+		return Unknown, time.Time{}
+	}
+	return c.judge(v.at), v.at
+}
+
+// Having lists the repositories that have the manifest d, in order.
+func (c *Cache) Having(d digest.Digest) []string {
+	var names []string
+	c.mu.Lock()
+	for hash, repo := range c.repositories {
+		if repo.rights[d] != nil {
+			names = append(names, repo.called(hash))
+		}
+	}
+	c.mu.Unlock()
+	slices.Sort(names)
+	return names
+}
+
+// Naming lists the manifests that name the blob d, in order.
+func (c *Cache) Naming(d digest.Digest) []digest.Digest {
+	var manifests []digest.Digest
+	c.mu.Lock()
+	for e := range c.layers.naming(d) {
+		manifests = append(manifests, e.digest)
+	}
+	c.mu.Unlock()
+	slices.Sort(manifests)
+	return manifests
+}
+
+// Named reports whether some manifest names the blob d.
+func (c *Cache) Named(d digest.Digest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range c.layers.naming(d) {
+		return true
+	}
+	return false
+}
+
+// maxDepth is how many indexes may be in one another for Tree to read what was
+// forgotten of them.
+const maxDepth = 4
+
+// Tree is all that a manifest leads to, each once.
+type Tree struct {
+	Manifests []digest.Digest // those that are here, the manifest itself first
+	Absent    []digest.Digest // those that are listed, and not here
+	Blobs     []digest.Digest // that Manifests name
+	Size      int64           // of Manifests
+}
+
+// Tree lists what the manifest d leads to. It is no use of it.
+func (c *Cache) Tree(d digest.Digest) Tree {
+	t, forgotten := c.tree(d)
+	for depth := 0; len(forgotten) > 0 && depth < maxDepth; depth++ {
+		for _, m := range forgotten {
+			c.recollect(m)
+		}
+		t, forgotten = c.tree(d)
+	}
+	return t
+}
+
+// recollect reads what the manifest d names, if that was forgotten.
+func (c *Cache) recollect(d digest.Digest) {
+	m := c.Peek(d)
+	if m == nil {
+		return
+	}
+	named := namesOf(kindOf(m.MediaType), m.Body)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.manifests[d] != nil {
+		c.add(m, time.Time{}, time.Time{}, named)
+	}
+}
+
+// tree is Tree, but for what the forgotten ones name.
+func (c *Cache) tree(d digest.Digest) (t Tree, forgotten []digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.Manifests, t.Absent = c.reach(d)
+	seen := make(map[digest.Digest]bool)
+	for _, m := range t.Manifests {
+		e := c.manifests[m]
+		t.Size += e.size
+		if e.number == 0 {
+			forgotten = append(forgotten, m)
+		}
+		for b := range e.blobs.digests() {
+			if !seen[b] {
+				seen[b] = true
+				t.Blobs = append(t.Blobs, b)
+			}
+		}
+	}
+	return t, forgotten
+}
+
+// reach lists the manifests that d leads to, itself first: those that are here,
+// and those that are only listed. Needs mu.
+func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
+	todo := []digest.Digest{d}
+	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
+		d, todo = todo[0], todo[1:]
+		e := x.manifests[d]
+		if e == nil {
+			absent = append(absent, d)
+			continue
+		}
+		here = append(here, d)
+		for m := range e.lists.digests() {
+			if !seen[m] {
+				seen[m] = true
+				todo = append(todo, m)
+			}
+		}
+	}
+	return here, absent
+}
+
+// Peek reads the manifest d, which is no use of it; nil if it is not here. A large
+// one has no Body.
+func (c *Cache) Peek(d digest.Digest) *Manifest {
+	m, _, err := c.readManifest(d)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.forget(d) // somebody has taken it away
+	}
+	if err != nil {
+		return nil
+	}
+	return m
+}
+
+// answered counts an answer.
+func (c *Cache) answered(m *Manifest) {
+	c.count.outcomes[m.Outcome].Add(1)
+	if m.Outcome == Miss {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.manifests[m.Digest]; e != nil {
+		e.hits++
+	}
+}
