@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"golang.org/x/sync/semaphore"
 
 	"larder/auth"
 	"larder/auth/htpasswd"
@@ -214,27 +212,6 @@ func (p *program) passwords(variable, path string) (opts middleware.Options, err
 	return opts, nil
 }
 
-// listenAdmin warns of a listener that tells everybody everything.
-func (p *program) listenAdmin(metrics *admin.Metrics) error {
-	opts, err := p.passwords("LARDER_ADMIN_HTPASSWD", p.cfg.AdminHtpasswd)
-	if err != nil {
-		return err
-	}
-	protect, err := middleware.Builtin().Get("auth", opts)
-	if err != nil {
-		return err
-	}
-	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, p.control(), protect), nil); err != nil {
-		return err
-	}
-	addr := p.servers[len(p.servers)-1].listener.Addr()
-	if tcp, ok := addr.(*net.TCPAddr); opts.Verify == nil && (!ok || !tcp.IP.IsLoopback()) {
-		p.log.Warn("ANYBODY WHO REACHES THE ADMIN LISTENER CAN READ METRICS AND MEMORY PROFILES, AND EMPTY THE CACHE: set LARDER_ADMIN_HTPASSWD, or LARDER_ADMIN_ADDR to a loopback address",
-			zap.Stringer("addr", addr))
-	}
-	return nil
-}
-
 // control is what shows and prunes the cache.
 func (p *program) control() *admin.Control {
 	return &admin.Control{
@@ -246,61 +223,6 @@ func (p *program) control() *admin.Control {
 		},
 		Logger: p.log.Named("admin"),
 	}
-}
-
-// tlsConfig is nil if the registry's listener is a plain one.
-func (p *program) tlsConfig() (*tls.Config, error) {
-	if p.cfg.TLSCert == "" {
-		return nil, nil
-	}
-	log := p.log.Named("tls")
-	certificate, err := openCertificate(p.cfg.TLSCert, p.cfg.TLSKey, log)
-	if err != nil {
-		return nil, &configError{[]error{fmt.Errorf("LARDER_TLS_CERT, LARDER_TLS_KEY: %w", err)}}
-	}
-	if p.cfg.ClientCA == "" {
-		return tlsConfig(certificate, nil), nil
-	}
-	clientCA, err := openClientCA(p.cfg.ClientCA, log)
-	if err != nil {
-		return nil, &configError{[]error{fmt.Errorf("LARDER_CLIENT_CA: %w", err)}}
-	}
-	return tlsConfig(certificate, clientCA), nil
-}
-
-// server is an http.Server and the listener it is for.
-type server struct {
-	http.Server
-	listener  net.Listener
-	answering *semaphore.Weighted // held once by each handler that runs
-}
-
-// listen opens a listener, for TLS unless that is nil.
-func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Config) error {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return fmt.Errorf("%s: %w", variable, err)
-	}
-	s := &server{listener: l, answering: semaphore.NewWeighted(math.MaxInt64)}
-	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !s.answering.TryAcquire(1) {
-			panic(http.ErrAbortHandler) // all is being cut off
-		}
-		defer s.answering.Release(1)
-		h.ServeHTTP(w, r)
-	})
-	s.ReadHeaderTimeout = 10 * time.Second
-	s.IdleTimeout = 2 * time.Minute
-	s.MaxHeaderBytes = 64 << 10
-	s.TLSConfig = secure
-	s.DisableGeneralOptionsHandler = true // it answers before anybody is asked for a password
-	// Clients that try TLS on a plain port are no news.
-	s.ErrorLog, err = zap.NewStdLogAt(p.log.Named("net"), zapcore.DebugLevel)
-	if err != nil {
-		return errors.Join(err, l.Close())
-	}
-	p.servers = append(p.servers, s)
-	return nil
 }
 
 // serve runs until ctx is done or a listener fails.

@@ -170,7 +170,7 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 		if !isListName(name) {
 			return false
 		}
-		c.useList(name, fi.Size(), fi.ModTime())
+		c.useList(name, fi.Size(), past(fi.ModTime()))
 		return true
 	case repositoryDir:
 		if path.Base(name) == nameFile {
@@ -190,7 +190,7 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 		}
 		c.foundManifest(d)
 	}
-	c.schedule(name, fi.ModTime())
+	c.schedule(name, past(fi.ModTime()))
 	return true
 }
 
@@ -204,5 +204,14 @@ func (c *Cache) foundManifest(d digest.Digest) {
 	named := namesOf(kindOf(m.MediaType), m.Body)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.add(m, mtime, mtime, named)
+	c.add(m, mtime, past(mtime), named)
+}
+
+// past is when a file was used: not in the future, where a clock that was wrong
+// may have put it.
+func past(mtime time.Time) time.Time {
+	if now := time.Now(); mtime.After(now) {
+		return now
+	}
+	return mtime
 }

@@ -3,8 +3,6 @@ package manifestcache
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,27 +63,9 @@ type header struct {
 	Size      int64  `json:"size"`
 }
 
-// link is the content of a tag's file.
-type link struct {
-	Reference  string             `json:"reference"` // the name is a hash
-	Descriptor ocispec.Descriptor `json:"descriptor"`
-
-	validated time.Time
-}
-
 // manifestName is the name of the file with the manifest d, which must be valid.
 func manifestName(d digest.Digest) string {
 	return path.Join(string(d.Algorithm()), d.Encoded()[:2], d.Encoded())
-}
-
-func tagName(repository, tag string) string {
-	sum := sha256.Sum256([]byte(repository + ":" + tag))
-	return tagFile(sum[:])
-}
-
-func tagFile(hash []byte) string {
-	name := hex.EncodeToString(hash)
-	return path.Join(tagDir, name[:2], name)
 }
 
 func rightName(r right) string {
@@ -173,18 +153,6 @@ type inFile struct {
 	io.Closer
 }
 
-// decodeTag reads the content of a tag's file.
-func decodeTag(data []byte) (*link, error) {
-	var l link
-	if err := json.Unmarshal(data, &l); err != nil {
-		return nil, err
-	}
-	if err := l.Descriptor.Digest.Validate(); err != nil {
-		return nil, err
-	}
-	return &l, nil
-}
-
 // openFile opens a regular file of at most maxManifest bytes.
 func (c *Cache) openFile(name string) (*os.File, fs.FileInfo, error) {
 	f, fi, err := durable.Open(c.root, name)
@@ -196,19 +164,6 @@ func (c *Cache) openFile(name string) (*os.File, fs.FileInfo, error) {
 		return nil, nil, err
 	}
 	return f, fi, nil
-}
-
-// readLink reads a tag's file.
-func (c *Cache) readLink(name string) (*link, error) {
-	data, mtime, err := c.readFile(name)
-	if err != nil {
-		return nil, err
-	}
-	l, err := decodeTag(data)
-	if err == nil {
-		l.validated = mtime
-	}
-	return l, err
 }
 
 // readFile reads a regular file that should be a small one.
@@ -347,58 +302,4 @@ func (c *Cache) complain(message string, err error, fields ...zap.Field) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.storeErrs[durable.Kind(err)]++
-}
-
-// readTag returns what a tag pointed at when upstream last said so, or nil.
-func (c *Cache) readTag(repository, tag string) *link {
-	l, err := c.readLink(tagName(repository, tag))
-	if errors.Is(err, fs.ErrNotExist) {
-		c.dropTag(repository, tag)
-		return nil
-	}
-	if saysNothing(err) {
-		c.log.Error("tag can't be read now", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
-		return nil
-	}
-	if err == nil && l.Reference != repository+":"+tag {
-		err = errDamaged // another tag's
-	}
-	if err != nil {
-		c.count.damaged.Add(1)
-		c.log.Error("tag file is damaged; asking upstream", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
-		c.removeTag(repository, tag)
-		return nil
-	}
-	return l
-}
-
-// link records that upstream says that a tag points at m, now.
-func (c *Cache) link(repository, tag string, m *Manifest) {
-	c.validate(repository, m)
-	name, now := tagName(repository, tag), time.Now()
-	old := c.readTag(repository, tag)
-	var err error
-	if old == nil || old.Descriptor.Digest != m.Digest {
-		data, _ := json.Marshal(link{Reference: repository + ":" + tag, Descriptor: m.Descriptor})
-		err = c.write(name, data)
-	}
-	if err == nil {
-		err = c.root.Chtimes(name, now, now)
-	}
-	if err != nil {
-		c.complain("tag not stored", err, zap.String("repository", repository), zap.String("tag", tag))
-		c.removeTag(repository, tag) // what it says is not true any more
-		return
-	}
-	c.noteTag(repository, tag, m.Digest, now)
-	c.schedule(name, now)
-}
-
-func (c *Cache) removeTag(repository, tag string) {
-	name := tagName(repository, tag)
-	c.due.Delete(name)
-	if err := c.root.RemoveAll(name); err != nil {
-		c.log.Error("tag not removed", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
-	}
-	c.dropTag(repository, tag)
 }

@@ -33,7 +33,7 @@ type Tag struct {
 }
 
 func (c *Cache) tag(repository, name string, t tagged) Tag {
-	return Tag{repository, name, t.digest, t.validated, time.Since(t.validated) < c.cfg.TagTTL}
+	return Tag{repository, name, t.digest, t.validated, within(c.cfg.TagTTL, t.validated)}
 }
 
 // Scanned waits until all that is on disk is known.

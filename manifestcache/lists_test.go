@@ -371,3 +371,20 @@ func TestLargeListIsReadFromItsFile(t *testing.T) {
 		t.Errorf("outcomes are %v and %v", lists[0].Outcome, lists[1].Outcome)
 	}
 }
+
+// A clock that has gone back makes no list last.
+func TestListOfTheFutureIsAskedForAnew(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, dir, manifestcache.Config{ListTTL: time.Hour})
+	up := newListing(`{"tags":["1"]}`)
+	up.want(t, c, "tags/list", manifestcache.Miss)
+	up.want(t, c, "tags/list", manifestcache.Hit)
+	files, err := filepath.Glob(filepath.Join(dir, "lists", "*", "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v are its files (%v)", files, err)
+	}
+	if err := os.Chtimes(files[0], time.Time{}, time.Now().Add(2*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	up.want(t, c, "tags/list", manifestcache.Miss)
+}

@@ -2,8 +2,15 @@ package manifestcache
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"path"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 )
 
@@ -11,7 +18,7 @@ import (
 // TagTTL; many who ask at the same time are one question.
 func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
 	if c.cfg.TagTTL > 0 {
-		if link := c.readTag(repository, tag); link != nil && time.Since(link.validated) < c.cfg.TagTTL {
+		if link := c.readTag(repository, tag); link != nil && within(c.cfg.TagTTL, link.validated) {
 			right, ok := c.validated(repository, link.Descriptor.Digest)
 			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
 				return c.answer(m, Hit, link.validated), nil
@@ -107,4 +114,101 @@ func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) 
 		return nil, time.Time{}
 	}
 	return m, link.validated
+}
+
+// link is the content of a tag's file.
+type link struct {
+	Reference  string             `json:"reference"` // the name is a hash
+	Descriptor ocispec.Descriptor `json:"descriptor"`
+
+	validated time.Time
+}
+
+func tagName(repository, tag string) string {
+	sum := sha256.Sum256([]byte(repository + ":" + tag))
+	return tagFile(sum[:])
+}
+
+func tagFile(hash []byte) string {
+	name := hex.EncodeToString(hash)
+	return path.Join(tagDir, name[:2], name)
+}
+
+// decodeTag reads the content of a tag's file.
+func decodeTag(data []byte) (*link, error) {
+	var l link
+	if err := json.Unmarshal(data, &l); err != nil {
+		return nil, err
+	}
+	if err := l.Descriptor.Digest.Validate(); err != nil {
+		return nil, err
+	}
+	return &l, nil
+}
+
+// readLink reads a tag's file.
+func (c *Cache) readLink(name string) (*link, error) {
+	data, mtime, err := c.readFile(name)
+	if err != nil {
+		return nil, err
+	}
+	l, err := decodeTag(data)
+	if err == nil {
+		l.validated = mtime
+	}
+	return l, err
+}
+
+// readTag returns what a tag pointed at when upstream last said so, or nil.
+func (c *Cache) readTag(repository, tag string) *link {
+	l, err := c.readLink(tagName(repository, tag))
+	if errors.Is(err, fs.ErrNotExist) {
+		c.dropTag(repository, tag)
+		return nil
+	}
+	if saysNothing(err) {
+		c.log.Error("tag can't be read now", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
+		return nil
+	}
+	if err == nil && l.Reference != repository+":"+tag {
+		err = errDamaged // another tag's
+	}
+	if err != nil {
+		c.count.damaged.Add(1)
+		c.log.Error("tag file is damaged; asking upstream", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
+		c.removeTag(repository, tag)
+		return nil
+	}
+	return l
+}
+
+// link records that upstream says that a tag points at m, now.
+func (c *Cache) link(repository, tag string, m *Manifest) {
+	c.validate(repository, m)
+	name, now := tagName(repository, tag), time.Now()
+	old := c.readTag(repository, tag)
+	var err error
+	if old == nil || old.Descriptor.Digest != m.Digest {
+		data, _ := json.Marshal(link{Reference: repository + ":" + tag, Descriptor: m.Descriptor})
+		err = c.write(name, data)
+	}
+	if err == nil {
+		err = c.root.Chtimes(name, now, now)
+	}
+	if err != nil {
+		c.complain("tag not stored", err, zap.String("repository", repository), zap.String("tag", tag))
+		c.removeTag(repository, tag) // what it says is not true any more
+		return
+	}
+	c.noteTag(repository, tag, m.Digest, now)
+	c.schedule(name, now)
+}
+
+func (c *Cache) removeTag(repository, tag string) {
+	name := tagName(repository, tag)
+	c.due.Delete(name)
+	if err := c.root.RemoveAll(name); err != nil {
+		c.log.Error("tag not removed", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
+	}
+	c.dropTag(repository, tag)
 }

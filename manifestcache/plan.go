@@ -1,0 +1,330 @@
+package manifestcache
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Plan is what would go if an operator had something removed. Nothing has, until
+// it is given to Remove.
+type Plan struct {
+	Tags      []Tag
+	Rights    int // of repositories to manifests
+	Manifests []Sized
+	Blobs     []digest.Digest // that no manifest will name any more
+
+	removal removal
+}
+
+// Sized is a manifest and its size.
+type Sized struct {
+	Digest digest.Digest
+	Size   int64
+}
+
+// removal is what is to go, before it is known who else has a use for it.
+type removal struct {
+	tags   map[tagKey]bool
+	rights map[right]bool
+	loose  map[digest.Digest]bool // manifests that go unless somebody has them
+	forced map[digest.Digest]bool // manifests that go, whoever has them
+}
+
+type tagKey struct {
+	repository [sha256.Size]byte
+	name       string
+}
+
+func newRemoval() removal {
+	return removal{
+		tags: make(map[tagKey]bool), rights: make(map[right]bool),
+		loose: make(map[digest.Digest]bool), forced: make(map[digest.Digest]bool),
+	}
+}
+
+// Empty reports whether nothing would go.
+func (p *Plan) Empty() bool { return len(p.Tags) == 0 && p.Rights == 0 && len(p.Manifests) == 0 }
+
+// PlanRepository is for all of a repository.
+func (c *Cache) PlanRepository(name string) *Plan {
+	c.mu.Lock()
+	r, hash := newRemoval(), hashOf(name)
+	if repo := c.repositories[hash]; repo != nil {
+		for d := range repo.rights {
+			r.rights[right{hash, d}] = true
+		}
+		for tag := range repo.tags {
+			r.tags[tagKey{hash, tag}] = true
+		}
+	}
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
+}
+
+// PlanTag is for a tag, and for what only it holds: the manifest that it points
+// at, and those which that lists, as far as nothing else in the repository has
+// them.
+func (c *Cache) PlanTag(repository, tag string) *Plan {
+	c.mu.Lock()
+	r, hash := newRemoval(), hashOf(repository)
+	if repo := c.repositories[hash]; repo != nil {
+		if t, ok := repo.tags[tag]; ok {
+			r.tags[tagKey{hash, tag}] = true
+			c.drop(&r, hash, c.branch(t.digest), nil)
+		}
+	}
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
+}
+
+// PlanManifest is for a manifest of a repository, with its tags, and for what
+// only it holds there.
+func (c *Cache) PlanManifest(repository string, d digest.Digest) *Plan {
+	c.mu.Lock()
+	r, hash := newRemoval(), hashOf(repository)
+	if c.knows(hash, d) {
+		c.drop(&r, hash, c.branch(d), map[digest.Digest]bool{d: true})
+	}
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
+}
+
+// PlanDigest is for a manifest wherever it is, and for what only it holds.
+func (c *Cache) PlanDigest(d digest.Digest) *Plan {
+	c.mu.Lock()
+	r := newRemoval()
+	r.forced[d] = true
+	for hash := range c.repositories {
+		if c.knows(hash, d) {
+			c.drop(&r, hash, c.branch(d), r.forced)
+		}
+	}
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
+}
+
+// knows reports whether a repository has the manifest d, or a tag for it. Needs
+// mu.
+func (x *index) knows(hash [sha256.Size]byte, d digest.Digest) bool {
+	repo := x.repositories[hash]
+	if repo == nil {
+		return false
+	}
+	for _, t := range repo.tags {
+		if t.digest == d {
+			return true
+		}
+	}
+	return repo.rights[d] != nil
+}
+
+// PlanPrune is for all that was last used before then, of the repositories that
+// match. With a nil match it is for what belongs to no repository, too.
+func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time) *Plan {
+	c.mu.Lock()
+	names := make(map[[sha256.Size]byte]string, len(c.repositories))
+	for hash, repo := range c.repositories {
+		names[hash] = repo.called(hash)
+	}
+	c.mu.Unlock()
+	r := newRemoval()
+	for hash, name := range names {
+		if match == nil || match(name) {
+			c.dropUnused(&r, hash, before)
+		}
+	}
+	c.mu.Lock()
+	if match == nil {
+		for d, e := range c.manifests {
+			if e.used.Before(before) {
+				r.loose[d] = true
+			}
+		}
+	}
+	p := c.plan(r)
+	c.mu.Unlock()
+	return p.sorted()
+}
+
+// dropUnused plans for a repository to lose what was last used before then. One at
+// a time, so that nobody waits for all of them.
+func (c *Cache) dropUnused(r *removal, hash [sha256.Size]byte, before time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	repo := c.repositories[hash]
+	if repo == nil {
+		return
+	}
+	old := c.unused(repo, before)
+	for name, t := range repo.tags {
+		if old[t.digest] {
+			r.tags[tagKey{hash, name}] = true
+		}
+	}
+	c.drop(r, hash, old, nil)
+}
+
+// unused is what a repository has or has tags for, and was last used before then.
+// Needs mu.
+func (x *index) unused(repo *repository, before time.Time) map[digest.Digest]bool {
+	old := make(map[digest.Digest]bool)
+	note := func(d digest.Digest) {
+		if e := x.manifests[d]; e == nil || e.used.Before(before) {
+			old[d] = true
+		}
+	}
+	for d := range repo.rights {
+		note(d)
+	}
+	for _, t := range repo.tags {
+		note(t.digest)
+	}
+	return old
+}
+
+// branch is d and all that it leads to. Needs mu.
+func (x *index) branch(d digest.Digest) map[digest.Digest]bool {
+	set := make(map[digest.Digest]bool)
+	here, absent := x.reach(d)
+	for _, m := range append(here, absent...) {
+		set[m] = true
+	}
+	return set
+}
+
+// drop plans for a repository to lose its rights to a set of manifests, with the
+// tags that point at them. What else in the repository lists or points at stays,
+// unless it is forced. Needs mu.
+func (x *index) drop(r *removal, hash [sha256.Size]byte, set, forced map[digest.Digest]bool) {
+	repo := x.repositories[hash]
+	var stay []digest.Digest
+	for d := range repo.rights {
+		if !set[d] {
+			stay = append(stay, d)
+		}
+	}
+	for name, t := range repo.tags {
+		if set[t.digest] && !forced[t.digest] && !r.tags[tagKey{hash, name}] {
+			delete(set, t.digest)
+			stay = append(stay, t.digest)
+		}
+	}
+	x.spare(set, stay, forced)
+	for d := range set {
+		if repo.rights[d] != nil {
+			r.rights[right{hash, d}] = true
+		}
+	}
+	for name, t := range repo.tags {
+		if set[t.digest] {
+			r.tags[tagKey{hash, name}] = true
+		}
+	}
+}
+
+// spare takes out of a set what manifests that stay lead to, unless it is
+// forced. Needs mu.
+func (x *index) spare(set map[digest.Digest]bool, stay []digest.Digest, forced map[digest.Digest]bool) {
+	for len(stay) > 0 {
+		last := len(stay) - 1
+		e := x.manifests[stay[last]]
+		stay = stay[:last]
+		if e == nil {
+			continue
+		}
+		for d := range e.lists.digests() {
+			if set[d] && !forced[d] {
+				delete(set, d)
+				stay = append(stay, d)
+			}
+		}
+	}
+}
+
+// plan finds out what goes with a removal: manifests that nobody who stays has or
+// lists, and the blobs that only these name. Needs mu.
+func (c *Cache) plan(r removal) *Plan {
+	p := &Plan{Rights: len(r.rights), removal: r}
+	for key := range r.tags {
+		if repo := c.repositories[key.repository]; repo != nil {
+			if t, ok := repo.tags[key.name]; ok {
+				p.Tags = append(p.Tags, c.tag(repo.called(key.repository), key.name, t))
+			}
+		}
+	}
+	gone := c.gone(r)
+	named := make(map[digest.Digest]bool)
+	for d := range gone {
+		e := c.manifests[d]
+		p.Manifests = append(p.Manifests, Sized{d, e.size})
+		for b := range e.blobs.digests() {
+			named[b] = true
+		}
+	}
+	for b := range named {
+		if c.namedByGoneOnly(b, gone) {
+			p.Blobs = append(p.Blobs, b)
+		}
+	}
+	return p
+}
+
+// namedByGoneOnly reports whether no manifest that stays names the blob b, as far
+// as is remembered. Needs mu.
+func (x *index) namedByGoneOnly(b digest.Digest, gone map[digest.Digest]bool) bool {
+	for e := range x.layers.naming(b) {
+		if !gone[e.digest] {
+			return false
+		}
+	}
+	return true
+}
+
+// sorted brings a plan into order, which takes no lock and a while.
+func (p *Plan) sorted() *Plan {
+	slices.SortFunc(p.Tags, func(a, b Tag) int {
+		return cmp.Or(strings.Compare(a.Repository, b.Repository), strings.Compare(a.Name, b.Name))
+	})
+	slices.SortFunc(p.Manifests, func(a, b Sized) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	slices.Sort(p.Blobs)
+	return p
+}
+
+// gone is the manifests that go with a removal. Needs mu.
+func (x *index) gone(r removal) map[digest.Digest]bool {
+	gone := make(map[digest.Digest]bool, len(r.rights)+len(r.loose))
+	for _, set := range []map[digest.Digest]bool{r.loose, r.forced} {
+		for d := range set {
+			gone[d] = x.manifests[d] != nil
+		}
+	}
+	for key := range r.rights {
+		gone[key.digest] = x.manifests[key.digest] != nil
+	}
+	var stay []digest.Digest
+	for hash, repo := range x.repositories {
+		for d := range repo.rights {
+			if gone[d] && !r.forced[d] && !r.rights[right{hash, d}] {
+				gone[d] = false
+			}
+		}
+	}
+	for d := range x.manifests {
+		if !gone[d] {
+			stay = append(stay, d)
+		}
+	}
+	x.spare(gone, stay, r.forced)
+	maps.DeleteFunc(gone, func(_ digest.Digest, goes bool) bool { return !goes })
+	return gone
+}
