@@ -118,19 +118,21 @@ func Commit(root *os.Root, f *os.File, tmp, name string) error {
 }
 
 // rename makes tmp visible as name, whatever has that name and whether or not
-// there is a directory for it.
-func rename(root *os.Root, tmp, name string) error {
-	err := root.Rename(tmp, name)
-	if err == nil {
-		return nil
-	}
-	if fi, statErr := root.Lstat(name); statErr == nil && fi.IsDir() {
-		err = root.RemoveAll(name)
-	} else if errors.Is(err, fs.ErrNotExist) {
-		err = root.MkdirAll(path.Dir(name), dirMode)
-	}
-	if err != nil {
-		return err
+// there is a directory for it. One that was made may be gone again at once, if
+// somebody removes those that are empty.
+func rename(root *os.Root, tmp, name string) (err error) {
+	for range 5 {
+		if err = root.Rename(tmp, name); err == nil {
+			return nil
+		}
+		if fi, statErr := root.Lstat(name); statErr == nil && fi.IsDir() {
+			err = root.RemoveAll(name)
+		} else if errors.Is(err, fs.ErrNotExist) {
+			err = root.MkdirAll(path.Dir(name), dirMode)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return root.Rename(tmp, name)
 }

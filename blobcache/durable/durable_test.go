@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -224,5 +225,24 @@ func TestOnlyRegularFilesAreRead(t *testing.T) {
 	}
 	if _, _, err := durable.ReadFile(root, "name", 3); !errors.Is(err, durable.ErrNotFile) {
 		t.Errorf("one byte more than may be: %v", err)
+	}
+}
+
+// TestDirectoryThatGoesAgainIsMadeAgain writes while somebody removes directories
+// that are empty.
+func TestDirectoryThatGoesAgainIsMadeAgain(t *testing.T) {
+	root, _ := openRoot(t)
+	for i := range 1000 {
+		var removing sync.WaitGroup
+		removing.Go(func() {
+			for range 3 {
+				_ = root.Remove("a") // not while there is something in it
+			}
+		})
+		err := durable.WriteSoon(root, "a/b", []byte{1})
+		removing.Wait()
+		if err := errors.Join(err, root.RemoveAll("a")); err != nil {
+			t.Fatalf("write %d: %v", i, err)
+		}
 	}
 }
