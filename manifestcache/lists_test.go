@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -185,9 +186,7 @@ func TestDamagedListIsAskedForAnew(t *testing.T) {
 func damagesAnd(more map[string]func(path string) error) map[string]func(path string) error {
 	all := make(map[string]func(path string) error)
 	for _, m := range []map[string]func(path string) error{damages, more} {
-		for name, damage := range m {
-			all[name] = damage
-		}
+		maps.Copy(all, m)
 	}
 	return all
 }
