@@ -21,6 +21,9 @@ const mostMemory = 128
 // TestMemoryIsBounded has many do at once what takes memory, each kind with a
 // process of its own, and looks at the most that it has ever had.
 func TestMemoryIsBounded(t *testing.T) {
+	if raced {
+		t.Skip("the race detector takes many times the memory")
+	}
 	t.Parallel()
 	const crowd, limit = 200, 8 << 20
 	tests := map[string]func(t *testing.T, w *world) (paths []string, slow bool){
