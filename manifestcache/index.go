@@ -147,9 +147,11 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	c.mu.Lock()
 	if !c.proofs.refuse(k) {
 		blob := appendPacked(nil, d)
-		for m := range c.repository(r.repository).rights {
-			if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
-				naming = append(naming, m)
+		if repo := c.repositories[r.repository]; repo != nil {
+			for m := range repo.rights {
+				if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
+					naming = append(naming, m)
+				}
 			}
 		}
 	}
