@@ -30,6 +30,9 @@ func (c *Cache) schedule(name string, used time.Time) {
 // for all the same. It must be called once only.
 func (c *Cache) Run(ctx context.Context) error {
 	c.scan(ctx)
+	if ctx.Err() != nil {
+		c.scanErr = ErrClosed
+	}
 	close(c.scanned)
 	c.mu.Lock()
 	hashes := slices.Collect(maps.Keys(c.repositories))
@@ -136,6 +139,9 @@ func (c *Cache) scan(ctx context.Context) {
 		}
 		if err == nil && de.IsDir() || errors.Is(err, fs.ErrNotExist) {
 			return nil
+		}
+		if err != nil {
+			c.unread.Store(true)
 		}
 		if err != nil || !c.found(name, de) {
 			junk = append(junk, name)

@@ -36,11 +36,12 @@ func (c *Cache) tag(repository, name string, t tagged) Tag {
 	return Tag{repository, name, t.digest, t.validated, within(c.cfg.TagTTL, t.validated)}
 }
 
-// Scanned waits until all that is on disk is known.
+// Scanned waits until all that is on disk is known. The error is ErrClosed if Run
+// had to end before.
 func (c *Cache) Scanned(ctx context.Context) error {
 	select {
 	case <-c.scanned:
-		return nil
+		return c.scanErr
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

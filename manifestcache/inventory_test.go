@@ -1,6 +1,8 @@
 package manifestcache_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,6 +62,47 @@ func TestNamesOfRepositoriesAreRecorded(t *testing.T) {
 			t.Errorf("left when all has expired: %v, %v", left, err)
 		}
 	})
+}
+
+// A repository is not forgotten because it is not known what it has.
+func TestNameIsKeptWhileRightsCannotBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c, stop := running(t, dir, config())
+		up := newRepository("docker.io/library/a")
+		doc := up.push(newDocument(`{"first":1}`))
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+		stop()
+		right := rightPath(dir, up, doc.digest)
+		if err := os.WriteFile(right, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		running(t, dir, config())
+		if name, err := os.ReadFile(filepath.Join(filepath.Dir(right), "name")); err != nil || string(name) != up.name {
+			t.Errorf("the name is %q, %v", name, err)
+		}
+	})
+}
+
+// While larder stops, it still answers with what it has not come to look at.
+func TestRightsAreReadWhenTheScanWasCutShort(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, dir, config())
+	up := newRepository("docker.io/library/a")
+	doc := up.push(newDocument(`{"first":1}`))
+	wantDigest(t, c, up, doc, manifestcache.Miss)
+	c.Close()
+	c = openCache(t, dir, config())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Run(ctx); err == nil {
+		t.Error("Run has gone on to its end")
+	}
+	up.fail(errDown)
+	wantDigest(t, c, up, doc, manifestcache.Hit)
+	if err := c.Scanned(t.Context()); !errors.Is(err, manifestcache.ErrClosed) {
+		t.Errorf("%v for who wants to know what is on disk", err)
+	}
 }
 
 // age makes files as old as the bubble, whose clock is not the one that wrote

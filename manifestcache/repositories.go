@@ -171,12 +171,12 @@ func (c *Cache) dropRight(r right) {
 }
 
 // unlist forgets a repository of which nothing is left. What can't be removed
-// then is found by the next scan, which does this for all. Before the first one
-// is over, it can't be known what is left.
+// then is found by the next scan, which does this for all. Until it is known what
+// is on disk, it can't be known what is left.
 func (c *Cache) unlist(hash [sha256.Size]byte) {
 	c.mu.Lock()
 	repo := c.repositories[hash]
-	empty := repo != nil && len(repo.rights) == 0 && len(repo.tags) == 0 && c.isScanned()
+	empty := repo != nil && len(repo.rights) == 0 && len(repo.tags) == 0 && c.isKnown()
 	if empty {
 		delete(c.repositories, hash)
 	}
@@ -189,13 +189,10 @@ func (c *Cache) unlist(hash [sha256.Size]byte) {
 }
 
 // isKnown reports whether what is not known of rights is not on disk either.
-func (c *Cache) isKnown() bool { return c.isScanned() && !c.unread.Load() }
-
-// isScanned reports whether all that is on disk has been looked at.
-func (c *Cache) isScanned() bool {
+func (c *Cache) isKnown() bool {
 	select {
 	case <-c.scanned:
-		return true
+		return c.scanErr == nil && !c.unread.Load()
 	default:
 		return false
 	}
