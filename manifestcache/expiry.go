@@ -72,6 +72,7 @@ func (c *Cache) expire(name string) (next time.Time, keep bool) {
 		c.count.expired.Add(1)
 	case listDir:
 		c.lists.forget(name)
+		_ = c.root.Remove(path.Dir(name)) // unless there are others
 	case repositoryDir:
 		if r, ok := parseRight(name); ok {
 			c.dropRight(r)

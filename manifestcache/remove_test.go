@@ -262,6 +262,9 @@ func TestRepositoryLosesItsLists(t *testing.T) {
 		if err != nil || len(left) != 1 || s.Stats().Lists != 1 {
 			t.Errorf("%d lists are known, and %v are left (%v), want that of the other repository", s.Stats().Lists, left, err)
 		}
+		if dirs, err := os.ReadDir(filepath.Join(s.dir, "lists")); err != nil || len(dirs) != 1 {
+			t.Errorf("%d repositories have a directory of lists (%v), want one", len(dirs), err)
+		}
 	})
 }
 
