@@ -222,7 +222,7 @@ func (c *Cache) validate(repository string, m *Manifest) {
 		v = new(validation)
 		repo.rights[m.Digest] = v
 	}
-	write := now.Sub(v.touched) >= c.touchEvery() || v.mediaType != m.MediaType
+	write := now.Sub(v.touched).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
 	if write {
 		v.touched = now
 	}

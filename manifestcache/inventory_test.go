@@ -105,6 +105,36 @@ func TestRightsAreReadWhenTheScanWasCutShort(t *testing.T) {
 	}
 }
 
+// What a wrong clock has put into the future is not newer than what upstream says now.
+func TestClockThatHasGoneBackHidesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, cfg := t.TempDir(), config()
+		cfg.TTL = 24 * time.Hour
+		c, stop := running(t, dir, cfg)
+		up := newRepository("docker.io/library/a")
+		doc := up.push(newDocument(`{"first":1}`), "latest")
+		wantTag(t, c, up, "latest", doc, manifestcache.Miss)
+		stop()
+		future := time.Now().Add(30 * 24 * time.Hour)
+		right := rightPath(dir, up, doc.digest)
+		for _, path := range []string{tagPath(dir, up, "latest"), right} {
+			if err := os.Chtimes(path, future, future); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, _ = running(t, dir, cfg)
+		wantDigest(t, c, up, doc, manifestcache.Revalidated)
+		if fi, err := os.Stat(right); err != nil || !fi.ModTime().Equal(time.Now()) {
+			t.Errorf("the right is of %v (%v), want now", fi.ModTime(), err)
+		}
+		moved := up.push(newDocument(`{"second":2}`), "latest")
+		wantTag(t, c, up, "latest", moved, manifestcache.Miss)
+		if tag, ok := c.Tag(up.name, "latest"); !ok || tag.Digest != moved.digest || !tag.Validated.Equal(time.Now()) {
+			t.Errorf("the tag is %+v, want %s", tag, moved.digest)
+		}
+	})
+}
+
 // age makes files as old as the bubble, whose clock is not the one that wrote
 // them.
 func age(t *testing.T, dir string) {
