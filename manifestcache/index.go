@@ -312,7 +312,7 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	now := time.Now()
 	var blobs, touch []digest.Digest
 	c.mu.Lock()
-	here, _ := c.reach(d)
+	here, _ := c.reach(d, nil)
 	for _, d := range here {
 		e := c.manifests[d]
 		if c.usedAt(e, now) {

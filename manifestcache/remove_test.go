@@ -277,7 +277,6 @@ func TestTreeReadsWhatWasForgotten(t *testing.T) {
 		if s.Named(base) {
 			t.Fatal("something is remembered")
 		}
-		s.Bound(100, 10, 10)
 		got := s.Tree(s.index.digest)
 		if len(want.Blobs) == 0 || !slices.Equal(got.Blobs, want.Blobs) || !slices.Equal(got.Manifests, want.Manifests) {
 			t.Errorf("got %v, want %v", got, want)
