@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,13 +66,9 @@ func TestRightIsWaitedForAfterAStart(t *testing.T) {
 			l := newLarder(t, setup{dir: before.dir})
 			l.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.Status(503, nil))
 			answers := make(chan answer, 1)
-			var running sync.WaitGroup
-			defer running.Wait()
-			running.Go(func() { answers <- l.record(t.Context(), method, path) })
+			go func() { answers <- l.record(t.Context(), method, path) }()
 			l.arrived(t, "HEAD", "/blobs/", 1)
-			ctx, stop := context.WithCancel(t.Context())
-			defer stop()
-			running.Go(func() { _ = l.manifests.Run(ctx) })
+			l.run(t)
 			got := <-answers
 			if method == "HEAD" {
 				got = got.withBody(data)
