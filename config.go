@@ -189,8 +189,6 @@ func form(t reflect.Type) string {
 		return "true or false"
 	case reflect.TypeFor[connections]():
 		return "a number of connections, 1 or more"
-	case reflect.TypeFor[bool]():
-		return "true or false"
 	case reflect.TypeFor[size]():
 		return "a size like 16MiB"
 	case reflect.TypeFor[limit]():

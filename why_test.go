@@ -23,7 +23,10 @@ type reason struct {
 	}
 	Known *struct{ Fresh bool }
 	Image *shownImage
-	Blob  *struct{ Kind string }
+	Blob  *struct {
+		Kind   string
+		Digest digest.Digest
+	}
 	Fetch *struct{ Blobs, Bytes int64 }
 }
 
@@ -78,7 +81,9 @@ func TestWhyForetellsWhatAPullGets(t *testing.T) {
 		t.Errorf("got %+v, want %d bytes to be fetched", r, want)
 	}
 	c.wantForetold(t, manifest, appPath+"manifests/"+c.img.Manifest.String(), "hit", "without asking")
-	c.wantForetold(t, blob, c.blob(), "miss", "a blob: fetched from docker.io")
+	if r := c.wantForetold(t, blob, c.blob(), "miss", "a blob: fetched from docker.io"); r.Blob == nil || r.Blob.Digest != layer.Digest || r.Blob.Kind != "blob" {
+		t.Errorf("got %+v", r.Blob)
+	}
 	c.pull(t, "all of it")
 	c.settle(t)
 	c.wantForetold(t, blob, c.blob(), "hit", "a blob")

@@ -204,6 +204,26 @@ func TestQuotaEvictsItsOwnersOldestAndNoOthers(t *testing.T) {
 	})
 }
 
+// Whose a blob is stays known if larder is told to stop before it has looked at it.
+func TestOwnersOutliveAScanThatWasCutShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		cfg := blobcache.Config{Quotas: []blobcache.Quota{{Owner: "a", Bytes: 1 << 30}}}
+		c, stop := running(t, dir, cfg)
+		store(t, c, newSource(1<<20), "a", blobcache.Miss)
+		stop()
+		c = openCache(t, dir, cfg)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Run(ctx); err == nil {
+			t.Error("Run has gone on to its end")
+		}
+		if owners, err := os.ReadDir(filepath.Join(dir, "owners")); err != nil || len(owners) != 1 {
+			t.Errorf("owners %v, %v; want one", owners, err)
+		}
+	})
+}
+
 func TestLowerBudgetCountsFromTheStartOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()

@@ -243,11 +243,14 @@ func (c *Cache) expire(d digest.Digest) (next time.Time, keep bool) {
 func (c *Cache) scan(ctx context.Context) {
 	var junk []string
 	accounts := c.readOwners()
+	partly := false
 	err := fs.WalkDir(c.root.FS(), ".", func(name string, de fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
+			partly = true
 			return fs.SkipAll
 		}
 		if err != nil {
+			partly = true
 			c.log.Warn("part of the cache can't be read", zap.String("path", name), zap.Error(err))
 			return nil
 		}
@@ -264,6 +267,9 @@ func (c *Cache) scan(ctx context.Context) {
 			zap.Int("files", len(junk)), zap.Strings("first", junk[:min(len(junk), 3)]), zap.Error(err))
 	}
 	c.count.scans.Add(1)
+	if partly {
+		return // the blobs of what was not looked at may be there
+	}
 	for d, a := range accounts {
 		if c.unknown(d) {
 			c.removeOwner(d, a)

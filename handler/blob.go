@@ -142,13 +142,21 @@ func (h *Handler) entitled(ctx context.Context, repo *upstream.Repository, d dig
 	_, err := repo.HeadBlob(ctx, d)
 	h.learn(repo, d, err)
 	switch {
-	case err == nil:
-		return nil
-	case right == manifestcache.Unrenewed && upstream.Unreachable(err):
+	case err == nil, upstream.Unreachable(err) && h.onceHad(ctx, repo, d, right):
 		return nil
 	default:
 		return err
 	}
+}
+
+// onceHad reports whether the repository had the blob when upstream was last asked.
+// Right after a start, the manifest that says so may be on disk and not known yet:
+// that is waited for, as nobody else can say it now.
+func (h *Handler) onceHad(ctx context.Context, repo *upstream.Repository, d digest.Digest, right manifestcache.Right) bool {
+	if right == manifestcache.Unknown && h.manifests.Scanned(ctx) == nil {
+		right = h.manifests.Refers(repo.String(), d)
+	}
+	return right != manifestcache.Unknown
 }
 
 // learn remembers what upstream has said about a blob in a repository, if it has
@@ -174,7 +182,7 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 		case err == nil && !cached:
 			size, outcome = upstreamSize, blobcache.Miss
 		case err == nil:
-		case !cached || right != manifestcache.Unrenewed || !upstream.Unreachable(err):
+		case !cached || !upstream.Unreachable(err) || !h.onceHad(ctx, repo, d, right):
 			return err
 		}
 	}

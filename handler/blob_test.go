@@ -50,6 +50,37 @@ func TestBlobOutcomes(t *testing.T) {
 	}
 }
 
+// A blob is not refused because the manifest that names it has not been found yet.
+func TestRightIsWaitedForAfterAStart(t *testing.T) {
+	for _, method := range []string{"GET", "HEAD"} {
+		t.Run(method, func(t *testing.T) {
+			before := newLarder(t, setup{})
+			data := random(t, 1, 1000)
+			d := before.hub.AddImage("a/b", "1", data).Layers[0].Digest
+			path := blobPath("a/b", d)
+			before.ask(t, "GET", manifestPath("a/b", "1"))
+			wantBlob(t, before.ask(t, "GET", path), data, "miss")
+			before.settle(t)
+			before.close(t)
+
+			l := newLarder(t, setup{dir: before.dir})
+			l.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.Status(503, nil))
+			answers := make(chan answer, 1)
+			go func() { answers <- l.record(t.Context(), method, path) }()
+			l.arrived(t, "HEAD", "/blobs/", 1)
+			l.run(t)
+			got := <-answers
+			if method == "HEAD" {
+				got = got.withBody(data)
+			}
+			wantBlob(t, got, data, "hit")
+			if a := l.ask(t, method, blobPath("c/d", d)); a.StatusCode != http.StatusBadGateway {
+				t.Errorf("got %d for a repository that never had it", a.StatusCode)
+			}
+		})
+	}
+}
+
 func TestHeadNeverStartsAFill(t *testing.T) {
 	l := newLarder(t, setup{})
 	data := random(t, 1, 1<<20)

@@ -1,11 +1,9 @@
 package handler_test
 
 import (
-	"context"
 	"encoding/json"
 	"net/http"
 	"slices"
-	"sync"
 	"testing"
 )
 
@@ -14,13 +12,7 @@ func newCatalog(t *testing.T, s setup) *larder {
 	t.Helper()
 	s.catalog = true
 	l := newLarder(t, s)
-	ctx, stop := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { _ = l.manifests.Run(ctx) })
-	t.Cleanup(func() {
-		stop()
-		running.Wait()
-	})
+	l.run(t)
 	return l
 }
 
@@ -84,6 +76,7 @@ func TestCatalog(t *testing.T) {
 			t.Errorf("%s: %d %s", query, got.StatusCode, got.body)
 		}
 	}
+	l.ask(t, "GET", "/extensions/v2/_catalog").wantError(t, http.StatusNotFound, "UNSUPPORTED")
 }
 
 func TestCatalogPageByPage(t *testing.T) {

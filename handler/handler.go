@@ -192,16 +192,16 @@ type route struct {
 func parseRoute(u *url.URL) (route, error) {
 	path, isExtension := strings.CutPrefix(u.EscapedPath(), "/extensions")
 	path, ok := strings.CutPrefix(path, "/v2")
-	if !ok || (path != "" && path[0] != '/') {
+	switch {
+	case !ok, path != "" && path[0] != '/':
 		return route{}, notFound("larder answers under /v2/ only")
-	}
-	if (path == "" || path == "/") && !isExtension {
+	case isExtension:
+	case path == "", path == "/":
 		return route{kind: kindBase}, nil
-	}
-	if path == "/_catalog" {
+	case path == "/_catalog":
 		return route{kind: kindCatalog}, nil
 	}
-	path, err := plainPath(path[1:])
+	path, err := plainPath(strings.TrimPrefix(path, "/"))
 	if err != nil {
 		return route{}, err
 	}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -139,6 +140,18 @@ func newLarder(tb testing.TB, s setup) *larder {
 	}
 	tb.Cleanup(func() { l.close(tb) })
 	return l
+}
+
+// run has larder find out which manifests are on disk.
+func (l *larder) run(t *testing.T) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = l.manifests.Run(ctx) })
+	t.Cleanup(func() {
+		stop()
+		running.Wait()
+	})
 }
 
 // globs are none of an empty list.

@@ -208,6 +208,7 @@ func TestSignatureExtension(t *testing.T) {
 		"no name":         {"/extensions/v2/signatures/" + nobodys.String(), 404, "UNSUPPORTED"},
 		"bad name":        {"/extensions/v2/A/signatures/" + nobodys.String(), 400, "NAME_INVALID"},
 		"nothing":         {"/extensions/v2/", 404, "UNSUPPORTED"},
+		"less":            {"/extensions/v2", 404, "UNSUPPORTED"},
 		"not there":       {"/extensions/v2/a/b/manifests/1", 404, "UNSUPPORTED"},
 		"not under v2":    {"/v2/a/b/signatures/" + nobodys.String(), 404, "UNSUPPORTED"},
 		"not listed":      {"/extensions/v2/quay.io/a/signatures/" + nobodys.String(), 404, "NAME_UNKNOWN"},

@@ -21,6 +21,7 @@ const theirs, ours = "team/theirs", "team/ours"
 func cached(t *testing.T) (*larder, upstreamtest.Image, []byte) {
 	t.Helper()
 	l := newLarder(t, setup{})
+	l.run(t)
 	data := random(t, 1, 1<<20)
 	img := l.hub.AddImage(theirs, "1", data)
 	wantManifest(t, l.ask(t, "GET", manifestPath(theirs, "1")), ociManifest, img.Body, "miss")

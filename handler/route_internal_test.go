@@ -19,7 +19,7 @@ func FuzzRoute(f *testing.F) {
 	hex := strings.Repeat("0a", 32)
 	for _, s := range []string{
 		"/", "/v2", "/v2/", "/v2/a/manifests/1", "/v2/ghcr.io/a/b/blobs/sha256:" + hex, "/v2/a/blobs/sha512%3A" + hex + hex,
-		"/v2/a/tags/list?n=1", "/v2/a/referrers/sha256:" + hex, "/extensions/v2/a/signatures/sha256:" + hex, "/v2/%2e%2e/manifests/%2e", "/v2/a%2fb/manifests/1",
+		"/v2/a/tags/list?n=1", "/v2/a/referrers/sha256:" + hex, "/extensions/v2/a/signatures/sha256:" + hex, "/extensions/v2", "/extensions/v2/_catalog", "/v2/%2e%2e/manifests/%2e", "/v2/a%2fb/manifests/1",
 		"/v2/a/blobs/latest", "/v2//manifests/", "/v2/a/manifests/1?ns=docker.io&ns=x", "/v2/ä/manifests/%00",
 	} {
 		f.Add(s)

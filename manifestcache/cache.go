@@ -29,7 +29,7 @@ var (
 	// ErrDigest says that upstream sent something else than was asked for.
 	ErrDigest = errors.New("manifest digest mismatch")
 
-	// ErrClosed says that the cache was closed before upstream had answered.
+	// ErrClosed says that the cache was closed before there was an answer.
 	ErrClosed = errors.New("manifest cache closed")
 )
 
@@ -113,8 +113,9 @@ type Cache struct {
 	due     ttl.Queue[string] // by file name
 	count   counters
 	lists   lists
-	scanned chan struct{} // closed when Run knows what is on disk
-	unread  atomic.Bool   // but not all rights, as some could not be read then
+	scanned chan struct{} // closed when Run knows what is on disk, or scanErr says that it never will
+	scanErr error
+	unread  atomic.Bool // some could not be read then
 
 	mu sync.Mutex // guards what follows
 	index

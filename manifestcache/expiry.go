@@ -30,6 +30,9 @@ func (c *Cache) schedule(name string, used time.Time) {
 // for all the same. It must be called once only.
 func (c *Cache) Run(ctx context.Context) error {
 	c.scan(ctx)
+	if ctx.Err() != nil {
+		c.scanErr = ErrClosed
+	}
 	close(c.scanned)
 	c.mu.Lock()
 	hashes := slices.Collect(maps.Keys(c.repositories))
@@ -69,6 +72,7 @@ func (c *Cache) expire(name string) (next time.Time, keep bool) {
 		c.count.expired.Add(1)
 	case listDir:
 		c.lists.forget(name)
+		_ = c.root.Remove(path.Dir(name)) // unless there are others
 	case repositoryDir:
 		if r, ok := parseRight(name); ok {
 			c.dropRight(r)
@@ -136,6 +140,9 @@ func (c *Cache) scan(ctx context.Context) {
 		}
 		if err == nil && de.IsDir() || errors.Is(err, fs.ErrNotExist) {
 			return nil
+		}
+		if err != nil {
+			c.unread.Store(true)
 		}
 		if err != nil || !c.found(name, de) {
 			junk = append(junk, name)

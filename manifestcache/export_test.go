@@ -1,5 +1,12 @@
 package manifestcache
 
+// Known is how many repositories something is known of.
+func (c *Cache) Known() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.repositories)
+}
+
 // Bound makes c remember no more than so many digests that manifests name, blobs
 // that upstream has allowed, and blobs that it has refused.
 func (c *Cache) Bound(named, proven, refused int) {

@@ -147,9 +147,11 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	c.mu.Lock()
 	if !c.proofs.refuse(k) {
 		blob := appendPacked(nil, d)
-		for m := range c.repository(r.repository).rights {
-			if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
-				naming = append(naming, m)
+		if repo := c.repositories[r.repository]; repo != nil {
+			for m := range repo.rights {
+				if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
+					naming = append(naming, m)
+				}
 			}
 		}
 	}
@@ -220,7 +222,7 @@ func (c *Cache) validate(repository string, m *Manifest) {
 		v = new(validation)
 		repo.rights[m.Digest] = v
 	}
-	write := now.Sub(v.touched) >= c.touchEvery() || v.mediaType != m.MediaType
+	write := now.Sub(v.touched).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
 	if write {
 		v.touched = now
 	}
@@ -310,7 +312,7 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	now := time.Now()
 	var blobs, touch []digest.Digest
 	c.mu.Lock()
-	here, _ := c.reach(d)
+	here, _ := c.reach(d, nil)
 	for _, d := range here {
 		e := c.manifests[d]
 		if c.usedAt(e, now) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -36,11 +37,12 @@ func (c *Cache) tag(repository, name string, t tagged) Tag {
 	return Tag{repository, name, t.digest, t.validated, within(c.cfg.TagTTL, t.validated)}
 }
 
-// Scanned waits until all that is on disk is known.
+// Scanned waits until all that is on disk is known. The error is ErrClosed if Run
+// had to end before.
 func (c *Cache) Scanned(ctx context.Context) error {
 	select {
 	case <-c.scanned:
-		return nil
+		return c.scanErr
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -194,45 +196,44 @@ type Tree struct {
 	Size      int64           // of Manifests
 }
 
-// Tree lists what the manifest d leads to. It is no use of it.
+// Tree lists what the manifest d leads to. It is no use of it. What was forgotten
+// is read, and not remembered: it was forgotten for others, which are used.
 func (c *Cache) Tree(d digest.Digest) Tree {
-	t, forgotten := c.tree(d)
-	for depth := 0; len(forgotten) > 0 && depth < maxDepth; depth++ {
-		for _, m := range forgotten {
-			c.recollect(m)
+	read := make(map[digest.Digest]names)
+	for depth := 0; ; depth++ {
+		t, forgotten := c.tree(d, read)
+		if len(forgotten) == 0 || depth == maxDepth {
+			return t
 		}
-		t, forgotten = c.tree(d)
+		for _, m := range forgotten {
+			read[m] = c.readNames(m)
+		}
 	}
-	return t
 }
 
-// recollect reads what the manifest d names, if that was forgotten.
-func (c *Cache) recollect(d digest.Digest) {
+// readNames reads what the manifest d names, if it is here.
+func (c *Cache) readNames(d digest.Digest) names {
 	m := c.Peek(d)
 	if m == nil {
-		return
+		return names{}
 	}
-	named := namesOf(kindOf(m.MediaType), m.Body)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.manifests[d] != nil {
-		c.add(m, time.Time{}, time.Time{}, named)
-	}
+	return namesOf(kindOf(m.MediaType), m.Body)
 }
 
-// tree is Tree, but for what the forgotten ones name.
-func (c *Cache) tree(d digest.Digest) (t Tree, forgotten []digest.Digest) {
+// tree is Tree, but for what those name that are forgotten and not read.
+func (c *Cache) tree(d digest.Digest, read map[digest.Digest]names) (t Tree, forgotten []digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	t.Manifests, t.Absent = c.reach(d)
+	t.Manifests, t.Absent = c.reach(d, read)
 	seen := make(map[digest.Digest]bool)
 	for _, m := range t.Manifests {
 		e := c.manifests[m]
 		t.Size += e.size
-		if e.number == 0 {
+		if _, ok := read[m]; e.number == 0 && !ok {
 			forgotten = append(forgotten, m)
 		}
-		for b := range e.blobs.digests() {
+		blobs, _ := e.named(read)
+		for b := range blobs {
 			if !seen[b] {
 				seen[b] = true
 				t.Blobs = append(t.Blobs, b)
@@ -243,8 +244,9 @@ func (c *Cache) tree(d digest.Digest) (t Tree, forgotten []digest.Digest) {
 }
 
 // reach lists the manifests that d leads to, itself first: those that are here,
-// and those that are only listed. Needs mu.
-func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
+// and those that are only listed. read is what forgotten ones name, as far as that
+// is known. Needs mu.
+func (x *index) reach(d digest.Digest, read map[digest.Digest]names) (here, absent []digest.Digest) {
 	todo := []digest.Digest{d}
 	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
 		d, todo = todo[0], todo[1:]
@@ -254,7 +256,8 @@ func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
 			continue
 		}
 		here = append(here, d)
-		for m := range e.lists.digests() {
+		_, lists := e.named(read)
+		for m := range lists {
 			if !seen[m] {
 				seen[m] = true
 				todo = append(todo, m)
@@ -262,6 +265,14 @@ func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
 		}
 	}
 	return here, absent
+}
+
+// named is what a manifest names: if it was forgotten, what was read. Needs mu.
+func (e *entry) named(read map[digest.Digest]names) (blobs, manifests iter.Seq[digest.Digest]) {
+	if e.number == 0 {
+		return slices.Values(read[e.digest].blobs), slices.Values(read[e.digest].manifests)
+	}
+	return e.blobs.digests(), e.lists.digests()
 }
 
 // Peek reads the manifest d, which is no use of it; nil if it is not here. A large

@@ -1,6 +1,8 @@
 package manifestcache_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,6 +60,77 @@ func TestNamesOfRepositoriesAreRecorded(t *testing.T) {
 		wantRepositories(t, c)
 		if left, err := os.ReadDir(filepath.Join(dir, "repositories")); err != nil || len(left) > 0 {
 			t.Errorf("left when all has expired: %v, %v", left, err)
+		}
+	})
+}
+
+// A repository is not forgotten because it is not known what it has.
+func TestNameIsKeptWhileRightsCannotBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c, stop := running(t, dir, config())
+		up := newRepository("docker.io/library/a")
+		doc := up.push(newDocument(`{"first":1}`))
+		wantDigest(t, c, up, doc, manifestcache.Miss)
+		stop()
+		right := rightPath(dir, up, doc.digest)
+		if err := os.WriteFile(right, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		running(t, dir, config())
+		if name, err := os.ReadFile(filepath.Join(filepath.Dir(right), "name")); err != nil || string(name) != up.name {
+			t.Errorf("the name is %q, %v", name, err)
+		}
+	})
+}
+
+// While larder stops, it still answers with what it has not come to look at.
+func TestRightsAreReadWhenTheScanWasCutShort(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, dir, config())
+	up := newRepository("docker.io/library/a")
+	doc := up.push(newDocument(`{"first":1}`))
+	wantDigest(t, c, up, doc, manifestcache.Miss)
+	c.Close()
+	c = openCache(t, dir, config())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Run(ctx); err == nil {
+		t.Error("Run has gone on to its end")
+	}
+	up.fail(errDown)
+	wantDigest(t, c, up, doc, manifestcache.Hit)
+	if err := c.Scanned(t.Context()); !errors.Is(err, manifestcache.ErrClosed) {
+		t.Errorf("%v for who wants to know what is on disk", err)
+	}
+}
+
+// What a wrong clock has put into the future is not newer than what upstream says now.
+func TestClockThatHasGoneBackHidesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, cfg := t.TempDir(), config()
+		cfg.TTL = 24 * time.Hour
+		c, stop := running(t, dir, cfg)
+		up := newRepository("docker.io/library/a")
+		doc := up.push(newDocument(`{"first":1}`), "latest")
+		wantTag(t, c, up, "latest", doc, manifestcache.Miss)
+		stop()
+		future := time.Now().Add(30 * 24 * time.Hour)
+		right := rightPath(dir, up, doc.digest)
+		for _, path := range []string{tagPath(dir, up, "latest"), right} {
+			if err := os.Chtimes(path, future, future); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, _ = running(t, dir, cfg)
+		wantDigest(t, c, up, doc, manifestcache.Revalidated)
+		if fi, err := os.Stat(right); err != nil || !fi.ModTime().Equal(time.Now()) {
+			t.Errorf("the right is of %v (%v), want now", fi.ModTime(), err)
+		}
+		moved := up.push(newDocument(`{"second":2}`), "latest")
+		wantTag(t, c, up, "latest", moved, manifestcache.Miss)
+		if tag, ok := c.Tag(up.name, "latest"); !ok || tag.Digest != moved.digest || !tag.Validated.Equal(time.Now()) {
+			t.Errorf("the tag is %+v, want %s", tag, moved.digest)
 		}
 	})
 }

@@ -144,3 +144,15 @@ func TestRefusalWithoutRoomEndsTheRightToForgottenManifestsToo(t *testing.T) {
 	wantDigestError(t, c, up, image.digest, errDown)
 	wantRefers(t, c, up, blob, manifestcache.Unknown)
 }
+
+// Clients choose the names of repositories: a no must not make them known.
+func TestRefusalOfNobodysBlobTakesNoMemory(t *testing.T) {
+	c := openCache(t, t.TempDir(), config())
+	c.Bound(10, 10, 0)
+	for i := range 10 {
+		c.Forget(fmt.Sprint("docker.io/library/", i), digest.FromString("layer"))
+	}
+	if n := c.Known(); n != 0 {
+		t.Errorf("%d repositories are known, want none", n)
+	}
+}

@@ -217,7 +217,9 @@ func (c *Cache) removeList(file string) {
 	c.due.Delete(file)
 	if err := c.root.RemoveAll(file); err != nil {
 		c.log.Error("list not removed", zap.String("path", file), zap.Error(err))
+		return
 	}
+	_ = c.root.Remove(path.Dir(file)) // unless there are others
 }
 
 // removeListsOf removes all lists of a repository.

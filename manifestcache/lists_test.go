@@ -285,6 +285,9 @@ func TestListsExpireAfterTheirLastUse(t *testing.T) {
 		if got := files(t, dir); len(got) != 0 {
 			t.Errorf("files %q, want none", got)
 		}
+		if left, err := os.ReadDir(filepath.Join(dir, "lists")); err != nil || len(left) != 0 {
+			t.Errorf("directories %v (%v), want none", left, err)
+		}
 	})
 }
 

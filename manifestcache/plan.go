@@ -195,7 +195,7 @@ func (x *index) unused(repo *repository, before time.Time) map[digest.Digest]boo
 // branch is d and all that it leads to. Needs mu.
 func (x *index) branch(d digest.Digest) map[digest.Digest]bool {
 	set := make(map[digest.Digest]bool)
-	here, absent := x.reach(d)
+	here, absent := x.reach(d, nil)
 	for _, m := range append(here, absent...) {
 		set[m] = true
 	}

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io/fs"
-	"maps"
 	"slices"
 	"time"
 
@@ -16,7 +15,7 @@ import (
 func (c *Cache) Remove(planned *Plan) (went *Plan, failed int) {
 	c.mu.Lock()
 	p := c.plan(planned.removal)
-	lost := c.forgetAll(p)
+	changed, lost := c.forgetAll(p)
 	c.mu.Unlock()
 	p.sorted()
 	for _, hash := range lost {
@@ -34,10 +33,10 @@ func (c *Cache) Remove(planned *Plan) (went *Plan, failed int) {
 			c.readRight(r)
 			failed++
 		}
-		c.unlist(r.repository)
 	}
-	for key := range p.removal.tags {
-		c.unlist(key.repository)
+	// Not before: it also removes their directories, in which nothing is left then.
+	for hash := range changed {
+		c.unlist(hash)
 	}
 	p.Manifests = slices.DeleteFunc(p.Manifests, func(m Sized) bool {
 		name := manifestName(m.Digest)
@@ -52,30 +51,34 @@ func (c *Cache) Remove(planned *Plan) (went *Plan, failed int) {
 }
 
 // forgetAll takes what a plan has out of the index. It returns the repositories
-// that have no manifest any more. Needs mu.
-func (c *Cache) forgetAll(p *Plan) (lost [][sha256.Size]byte) {
-	emptied := make(map[[sha256.Size]byte]bool)
+// that have lost something, and those of them that have no manifest any more. Needs
+// mu.
+func (c *Cache) forgetAll(p *Plan) (changed map[[sha256.Size]byte]*repository, lost [][sha256.Size]byte) {
+	changed = make(map[[sha256.Size]byte]*repository)
 	for key := range p.removal.tags {
 		if repo := c.repositories[key.repository]; repo != nil {
 			delete(repo.tags, key.name)
-			emptied[key.repository] = len(repo.rights) == 0
+			changed[key.repository] = repo
 		}
 	}
 	for r := range p.removal.rights {
 		if repo := c.repositories[r.repository]; repo != nil {
 			delete(repo.rights, r.digest)
-			emptied[r.repository] = len(repo.rights) == 0
+			changed[r.repository] = repo
 		}
 	}
 	for _, m := range p.Manifests {
 		c.dropManifest(m.Digest)
 	}
-	maps.DeleteFunc(emptied, func(_ [sha256.Size]byte, empty bool) bool { return !empty })
-	lost = slices.Collect(maps.Keys(emptied))
+	for hash, repo := range changed {
+		if len(repo.rights) == 0 {
+			lost = append(lost, hash)
+		}
+	}
 	if len(lost) > 0 {
 		c.proofs.forgetRepositories(lost)
 	}
-	return lost
+	return changed, lost
 }
 
 // unlink removes a file; false if it is still there.

@@ -191,21 +191,24 @@ func (s *stock) wantGone(t *testing.T, p *manifestcache.Plan) {
 		}
 	}
 	// What is left on disk is what is known, and the other way around.
-	want := 0
+	want, named := 0, 0
 	for _, r := range []*repository{s.a, s.b} {
 		images := s.Images(r.name)
-		if named := slices.Contains(s.Repositories(), r.name); named != (len(images) > 0) {
-			t.Errorf("%s is listed: %v, with %d images", r.name, named, len(images))
+		if listed := slices.Contains(s.Repositories(), r.name); listed != (len(images) > 0) {
+			t.Errorf("%s is listed: %v, with %d images", r.name, listed, len(images))
 		}
 		if len(images) > 0 {
-			want++ // its name
+			named++
 		}
 		for _, img := range images {
 			want += 1 + len(img.Tags)
 		}
 	}
-	if want += int(s.Stats().Entries); want != len(files(t, s.dir)) {
+	if want += named + int(s.Stats().Entries); want != len(files(t, s.dir)) {
 		t.Errorf("%d files are known, there are %v", want, files(t, s.dir))
+	}
+	if left, err := os.ReadDir(filepath.Join(s.dir, "repositories")); err != nil || len(left) != named {
+		t.Errorf("%d repositories are known, and %d have a directory (%v)", named, len(left), err)
 	}
 	s.a.fail(nil)
 	wantTag(t, s.Cache, s.a, "multi", s.index, outcomeAfter(p, s.index))
@@ -259,6 +262,9 @@ func TestRepositoryLosesItsLists(t *testing.T) {
 		if err != nil || len(left) != 1 || s.Stats().Lists != 1 {
 			t.Errorf("%d lists are known, and %v are left (%v), want that of the other repository", s.Stats().Lists, left, err)
 		}
+		if dirs, err := os.ReadDir(filepath.Join(s.dir, "lists")); err != nil || len(dirs) != 1 {
+			t.Errorf("%d repositories have a directory of lists (%v), want one", len(dirs), err)
+		}
 	})
 }
 
@@ -271,7 +277,6 @@ func TestTreeReadsWhatWasForgotten(t *testing.T) {
 		if s.Named(base) {
 			t.Fatal("something is remembered")
 		}
-		s.Bound(100, 10, 10)
 		got := s.Tree(s.index.digest)
 		if len(want.Blobs) == 0 || !slices.Equal(got.Blobs, want.Blobs) || !slices.Equal(got.Manifests, want.Manifests) {
 			t.Errorf("got %v, want %v", got, want)

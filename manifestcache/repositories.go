@@ -126,16 +126,14 @@ func (l *link) split() (repository, tag string) {
 	return l.Reference[:i], strings.TrimPrefix(l.Reference[i:], ":")
 }
 
-// noteTag makes known what a tag points at, unless what is known is newer.
+// noteTag makes known what upstream says that a tag points at.
 func (c *Cache) noteTag(repository, tag string, d digest.Digest, validated time.Time) {
 	hash := sha256.Sum256([]byte(repository))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	repo := c.repository(hash)
 	repo.name = repository
-	if !repo.tags[tag].validated.After(validated) {
-		repo.tags[tag] = tagged{d, validated}
-	}
+	repo.tags[tag] = tagged{d, validated}
 }
 
 // dropTag drops what is known of a tag, whose file is gone.
@@ -149,14 +147,24 @@ func (c *Cache) dropTag(repository, tag string) {
 	c.unlist(hash)
 }
 
-// foundTag makes a tag known. A damaged one is left for its next reader.
+// foundTag makes known what a file says of a tag, unless more is known. A damaged
+// one is left for its next reader.
 func (c *Cache) foundTag(name string) {
 	l, err := c.readLink(name)
 	if err != nil {
 		return
 	}
-	if repository, tag := l.split(); tagName(repository, tag) == name {
-		c.noteTag(repository, tag, l.Descriptor.Digest, l.validated)
+	repository, tag := l.split()
+	if tagName(repository, tag) != name {
+		return
+	}
+	hash := sha256.Sum256([]byte(repository))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	repo := c.repository(hash)
+	repo.name = repository
+	if _, ok := repo.tags[tag]; !ok {
+		repo.tags[tag] = tagged{l.Descriptor.Digest, l.validated}
 	}
 }
 
@@ -171,12 +179,12 @@ func (c *Cache) dropRight(r right) {
 }
 
 // unlist forgets a repository of which nothing is left. What can't be removed
-// then is found by the next scan, which does this for all. Before the first one
-// is over, it can't be known what is left.
+// then is found by the next scan, which does this for all. Until it is known what
+// is on disk, it can't be known what is left.
 func (c *Cache) unlist(hash [sha256.Size]byte) {
 	c.mu.Lock()
 	repo := c.repositories[hash]
-	empty := repo != nil && len(repo.rights) == 0 && len(repo.tags) == 0 && c.isScanned()
+	empty := repo != nil && len(repo.rights) == 0 && len(repo.tags) == 0 && c.isKnown()
 	if empty {
 		delete(c.repositories, hash)
 	}
@@ -189,13 +197,10 @@ func (c *Cache) unlist(hash [sha256.Size]byte) {
 }
 
 // isKnown reports whether what is not known of rights is not on disk either.
-func (c *Cache) isKnown() bool { return c.isScanned() && !c.unread.Load() }
-
-// isScanned reports whether all that is on disk has been looked at.
-func (c *Cache) isScanned() bool {
+func (c *Cache) isKnown() bool {
 	select {
 	case <-c.scanned:
-		return true
+		return c.scanErr == nil && !c.unread.Load()
 	default:
 		return false
 	}

@@ -93,7 +93,8 @@ func (c *Control) image(t target) (manifestcache.Image, bool) {
 	return images[i], true
 }
 
-// object shows what there is under a digest, if something is.
+// object shows what there is under a digest, if something is; else a blob of which
+// nothing is here.
 func (c *Control) object(d digest.Digest) (object, bool) {
 	if known, ok := c.Manifests.Manifest(d); ok {
 		if m := c.Manifests.Peek(d); m != nil {
@@ -104,9 +105,6 @@ func (c *Control) object(d digest.Digest) (object, bool) {
 		}
 	}
 	b := c.Blobs.Items([]digest.Digest{d})[0]
-	if !b.Whole && !b.Filling && b.Size == 0 {
-		return object{}, false
-	}
 	o := object{Digest: d, Kind: "blob", Size: b.Size, Complete: b.Whole, Filling: b.Filling}
 	var names []string
 	for _, m := range c.Manifests.Naming(d) {
@@ -115,7 +113,7 @@ func (c *Control) object(d digest.Digest) (object, bool) {
 	slices.Sort(names)
 	o.had(slices.Compact(names))
 	o.Used, o.Expires = orNever(b.Used), orNever(b.Expires)
-	return o, true
+	return o, b.Whole || b.Filling || b.Size > 0
 }
 
 func (o *object) had(repositories []string) {
