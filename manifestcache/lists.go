@@ -181,7 +181,7 @@ func (c *Cache) openListFile(repository, name string) (*List, *os.File, fs.FileI
 }
 
 // storeList writes to disk what upstream has just sent. If it is what is there
-// already, only its time is new.
+// already, and not large, only its time is new.
 func (c *Cache) storeList(repository, name string, l *List) (stored bool) {
 	file, now := listName(repository, name), time.Now()
 	data := encodeList(listKey(repository, name), l)
