@@ -151,6 +151,25 @@ func TestRevokedListIsNotStale(t *testing.T) {
 	}
 }
 
+// A no to the tags is one to the repository, whatever else was listed of it.
+func TestNoToTheTagsEndsAllLists(t *testing.T) {
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			l := newLarder(t, setup{})
+			paths, _ := listsOf(t, l)
+			for _, path := range paths {
+				l.ask(t, "GET", path)
+			}
+			l.hub.Fault(upstreamtest.Match{Path: "/tags/list"}, upstreamtest.Status(status, nil))
+			l.ask(t, "GET", paths[1])
+			l.hub.Stop()
+			for _, path := range paths {
+				l.ask(t, "GET", path).wantError(t, http.StatusBadGateway, "UNAVAILABLE")
+			}
+		})
+	}
+}
+
 // Without the referrers API, clients find an index of referrers by a tag. Whether
 // upstream is there or not, they are led to it if it is known.
 func TestFallbackTagOffline(t *testing.T) {

@@ -220,6 +220,10 @@ func (c *Cache) removeList(file string) {
 	}
 }
 
+// ForgetLists removes all lists of a repository: upstream says that there is none,
+// or not for us.
+func (c *Cache) ForgetLists(repository string) { c.removeListsOf(hashOf(repository)) }
+
 // removeListsOf removes all lists of a repository.
 func (c *Cache) removeListsOf(repository [sha256.Size]byte) {
 	for _, file := range c.lists.in(listsOf(repository)) {
