@@ -110,9 +110,11 @@ type Cache struct {
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the questions
 	flights singleflight.Group
-	due     ttl.Queue[string] // by file name
+	checks  singleflight.Group // of large manifests, by digest
+	due     ttl.Queue[string]  // by file name
 	count   counters
 	lists   lists
+	whole   chan struct{} // has room for who reads a large manifest into memory, to check it
 	scanned chan struct{} // closed when Run knows what is on disk
 	unread  atomic.Bool   // but not all rights, as some could not be read then
 
@@ -141,7 +143,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), scanned: make(chan struct{}), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), scanned: make(chan struct{}), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}

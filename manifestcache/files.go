@@ -102,7 +102,7 @@ func decodeHeader(d digest.Digest, line []byte) (*Manifest, error) {
 }
 
 // checkManifest is decodeManifest for one that stays in its file.
-func checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
+func (c *Cache) checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
 	file := bufio.NewReader(r)
 	line, err := file.ReadSlice('\n') // without an end: too long for a header
 	if err != nil {
@@ -113,6 +113,8 @@ func checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
 		return nil, err
 	}
 	if m.MediaType == typeSchema1Signed { // the digest is not that of all of it
+		c.whole <- struct{}{}
+		defer func() { <-c.whole }()
 		body, err := io.ReadAll(file)
 		if err != nil || m.Size != int64(len(body)) || !has(d, m.MediaType, body) {
 			return nil, errDamaged
@@ -125,6 +127,16 @@ func checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
 		err = errDamaged
 	}
 	return m, err
+}
+
+// checkOnce is checkManifest for all who need it at the same time.
+func (c *Cache) checkOnce(d digest.Digest, r io.Reader) (*Manifest, error) {
+	checked, err, _ := c.checks.Do(string(d), func() (any, error) { return c.checkManifest(d, r) })
+	if err != nil {
+		return nil, err
+	}
+	own := *checked.(*Manifest)
+	return &own, nil
 }
 
 // Content is the bytes of m, to be closed by the caller.
@@ -191,7 +203,7 @@ func (c *Cache) readManifest(d digest.Digest) (m *Manifest, mtime time.Time, err
 	}
 	defer f.Close()
 	if fi.Size() > maxSmall {
-		m, err = checkManifest(d, f)
+		m, err = c.checkOnce(d, f)
 		return m, fi.ModTime(), err
 	}
 	data, err := readAll(f, fi)

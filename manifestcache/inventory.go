@@ -242,8 +242,12 @@ func (c *Cache) tree(d digest.Digest) (t Tree, forgotten []digest.Digest) {
 	return t, forgotten
 }
 
+// maxReach bounds how many manifests are looked at for one. An index lists some
+// dozens; but one that lists others may lead to all that are remembered.
+const maxReach = 10_000
+
 // reach lists the manifests that d leads to, itself first: those that are here,
-// and those that are only listed. Needs mu.
+// and those that are only listed. There may be more than maxReach. Needs mu.
 func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
 	todo := []digest.Digest{d}
 	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
@@ -255,7 +259,7 @@ func (x *index) reach(d digest.Digest) (here, absent []digest.Digest) {
 		}
 		here = append(here, d)
 		for m := range e.lists.digests() {
-			if !seen[m] {
+			if !seen[m] && len(seen) < maxReach {
 				seen[m] = true
 				todo = append(todo, m)
 			}

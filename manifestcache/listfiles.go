@@ -74,6 +74,7 @@ func decodeList(key string, file io.Reader, size int64) (*List, error) {
 	var body bytes.Buffer
 	kept := io.Writer(verifier)
 	if l.Size <= maxBody {
+		body.Grow(int(l.Size)) // each client has its own
 		kept = io.MultiWriter(verifier, &body)
 	}
 	if n, err := io.Copy(kept, r); err != nil || n != l.Size || !verifier.Verified() {
