@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -36,6 +38,21 @@ func TestMemoryIsBounded(t *testing.T) {
 			var paths []string
 			for i := range crowd / 40 {
 				paths = append(paths, appPath+"manifests/"+w.large(t, i, limit).String())
+			}
+			return paths, true
+		},
+		"slow readers of what can't be kept": func(t *testing.T, w *world) ([]string, bool) {
+			for _, dir := range []string{"sha256", "lists"} {
+				dir = filepath.Join(w.cache, "manifests", dir)
+				if err := os.RemoveAll(dir); err != nil {
+					t.Fatal(err)
+				}
+				writeFile(t, dir, "in the way")
+			}
+			w.list(`{"tags":[]` + strings.Repeat(" ", limit/2-20) + "}")
+			var paths []string
+			for i := range crowd / 10 {
+				paths = append(paths, appPath+"manifests/"+w.large(t, i, limit).String(), fmt.Sprintf("%stags/list?n=%d", appPath, i))
 			}
 			return paths, true
 		},

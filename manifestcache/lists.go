@@ -68,9 +68,11 @@ func (c *Cache) List(ctx context.Context, repository, name string, fetch func(co
 	case l.Body == nil && l.Size > 0:
 		return c.openList(repository, name, l)
 	}
-	r := new(inMemory)
-	r.Reset(l.Body)
-	l.Content = r
+	content, err := c.inMemory(l.Body)
+	if err != nil {
+		return nil, err
+	}
+	l.Content = content
 	return l, nil
 }
 
