@@ -55,7 +55,7 @@ const (
 
 // maxUnkept bounds what is held in memory, for as long as clients take to read it, of
 // large manifests and lists that the disk has not taken.
-const maxUnkept = 32 << 20
+const maxUnkept = 16 << 20
 
 var errDamaged = errors.New("not what was stored")
 

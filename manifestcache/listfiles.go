@@ -102,7 +102,10 @@ func (h listHeader) verifier(key string) digest.Verifier {
 
 func (h listHeader) sum(key string, body []byte) digest.Digest {
 	h.Sum = ""
-	return digest.FromBytes(bytes.Join([][]byte{[]byte(key), h.line(), body}, []byte("\n")))
+	d := digest.Canonical.Digester()
+	_, _ = fmt.Fprintf(d.Hash(), "%s\n%s\n", key, h.line()) // to memory
+	_, _ = d.Hash().Write(body)
+	return d.Digest()
 }
 
 func withoutQuery(name string) string {
