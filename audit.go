@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,10 @@ const (
 	auditStdout = "stdout"
 )
 
+// auditPatience is how long a record may wait for who empties a pipe, if that one
+// took the last. Files never wait.
+const auditPatience = time.Second
+
 // validAuditLog takes a path only if it has a slash, so that a misspelt word does
 // not become a file.
 func validAuditLog(s string) bool {
@@ -38,6 +43,7 @@ type auditLog struct {
 	mu   sync.Mutex
 	out  io.Writer // an *os.File if there is a path
 	torn bool      // the last line has no end
+	full bool      // the last record has waited in vain
 	lost int64
 }
 
@@ -64,7 +70,8 @@ func openAudit(value string, stdout io.Writer, log *zap.Logger) (*auditLog, erro
 }
 
 func (a *auditLog) open() (*os.File, error) {
-	return os.OpenFile(a.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	// Nonblocking, so that a pipe that nobody reads is an error.
+	return os.OpenFile(a.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
 }
 
 // logger is what the records are written with, whatever LARDER_LOG_LEVEL is.
@@ -84,7 +91,15 @@ func (a *auditLog) Write(record []byte) (int, error) {
 	if a.torn {
 		line = append([]byte("\n"), record...)
 	}
+	if file, ok := a.out.(*os.File); ok {
+		patience := auditPatience
+		if a.full {
+			patience = time.Millisecond
+		}
+		_ = file.SetWriteDeadline(time.Now().Add(patience)) // pipes have one
+	}
 	n, err := a.out.Write(line)
+	a.full = errors.Is(err, os.ErrDeadlineExceeded)
 	if err != nil {
 		a.torn = a.torn || n > 0
 		a.lost++

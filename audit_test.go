@@ -257,6 +257,32 @@ func TestAuditLogThatCannotBeWritten(t *testing.T) {
 	}
 }
 
+// A pipe that is full, as nobody reads it, costs records as well.
+func TestAuditLogThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "audit")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := startLarder(t, nil, "LARDER_AUDIT_LOG="+pipe, "LARDER_DENY=docker.io/a/b")
+	client := &http.Client{Timeout: patience / 2}
+	for range 200 {
+		if resp, _ := ask(t, client, "GET", "http://"+l.addr+"/v2/a/b/manifests/1", "", ""); resp.StatusCode != http.StatusForbidden {
+			t.Fatalf("got %s", resp.Status)
+		}
+	}
+	l.stop(t)
+	if !strings.Contains(l.stderr.String(), "audit records are lost") {
+		t.Errorf("nothing tells of it: %s", l.stderr)
+	}
+	reader.Close()
+	wantExit(t, execLarder(t, nil, "LARDER_AUDIT_LOG="+pipe), 2, "LARDER_AUDIT_LOG", pipe)
+}
+
 // An answer that the end of larder cuts short has an end all the same.
 func TestAuditLogOfAnAnswerCutShort(t *testing.T) {
 	t.Parallel()

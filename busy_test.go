@@ -51,6 +51,29 @@ func (l *larder) askFrom(t *testing.T, wg *sync.WaitGroup, addr string, clients 
 	return answers
 }
 
+// TestNoPlaceWithoutAPassword has somebody ask who may not, when a user has the only
+// place and no more than one may wait for it.
+func TestNoPlaceWithoutAPassword(t *testing.T) {
+	t.Parallel()
+	upstream := &slowUpstream{let: make(chan struct{})}
+	server := httptest.NewServer(upstream)
+	defer server.Close()
+	var alice sync.WaitGroup
+	defer alice.Wait()
+	defer close(upstream.let)
+	admin := freeAddr(t)
+	l := runLarder(t, nil, "LARDER_UPSTREAMS=docker.io="+server.URL, "LARDER_ADMIN_ADDR="+admin, "LARDER_HTPASSWD="+passwordFile(t, "alice", "secret"),
+		"LARDER_MIDDLEWARE_LIMIT_RUNNING=1", "LARDER_MIDDLEWARE_LIMIT_QUEUED=1", "LARDER_MIDDLEWARE_LIMIT_WAIT=1m")
+	eventually(t, "larder to answer", func() bool { return health(t.Context(), l.environ) == nil })
+	path := "http://" + l.addr + "/v2/a/b/manifests/1"
+	alice.Go(func() { ask(t, http.DefaultClient, "GET", path, "alice", "secret") })
+	eventually(t, "alice to have the place", func() bool { return upstream.running.Load() == 1 })
+	stranger := &http.Client{Timeout: patience / 3}
+	if resp, _ := ask(t, stranger, "GET", path, "", ""); resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("without a password: %s", resp.Status)
+	}
+}
+
 // TestBusyLarder has one client want more than there may be of everything, and
 // others a little.
 func TestBusyLarder(t *testing.T) {

@@ -70,9 +70,10 @@ type config struct {
 	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
 
 	// Outermost first. Log, audit and metrics are outside of recover, to see the 500
-	// that becomes of a panic. Limit is outside of auth, as passwords are work too. Who
-	// may not read is not told by readonly what else could be done.
-	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,audit,metrics,recover,limit,auth,allow,readonly"`
+	// that becomes of a panic. Limit is inside of all that refuse, or who is refused would
+	// take somebody's place; auth has bounds of its own. Who may not read is not told
+	// by readonly what else could be done.
+	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,audit,metrics,recover,auth,allow,readonly,limit"`
 
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
 	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`

@@ -23,8 +23,8 @@ func TestConfigDefaults(t *testing.T) {
 		MinFree: limit{Bytes: 1 << 30, Percent: 5},
 		BlobTTL: 168 * time.Hour, ManifestTTL: 168 * time.Hour, ListTTL: time.Minute, FetchConnections: 4, UpstreamConnections: 32, RateLimitFloor: 5,
 		Auth:        authBasic,
-		Middleware:  "requestid,log,audit,metrics,recover,limit,auth,allow,readonly",
-		middlewares: []string{"requestid", "log", "audit", "metrics", "recover", "limit", "auth", "allow", "readonly"}, settings: map[string]string{},
+		Middleware:  "requestid,log,audit,metrics,recover,auth,allow,readonly,limit",
+		middlewares: []string{"requestid", "log", "audit", "metrics", "recover", "auth", "allow", "readonly", "limit"}, settings: map[string]string{},
 		LogLevel: zapcore.InfoLevel, LogFormat: "json", AuditLog: "off", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there

@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -41,6 +44,21 @@ func TestMemoryIsBounded(t *testing.T) {
 			}
 			return paths, true
 		},
+		"slow readers of what can't be kept": func(t *testing.T, w *world) ([]string, bool) {
+			for _, dir := range []string{"sha256", "lists"} {
+				dir = filepath.Join(w.cache, "manifests", dir)
+				if err := os.RemoveAll(dir); err != nil {
+					t.Fatal(err)
+				}
+				writeFile(t, dir, "in the way")
+			}
+			w.list(`{"tags":[]` + strings.Repeat(" ", limit/2-20) + "}")
+			var paths []string
+			for i := range crowd / 10 {
+				paths = append(paths, appPath+"manifests/"+w.large(t, i, limit).String(), fmt.Sprintf("%stags/list?n=%d", appPath, i))
+			}
+			return paths, true
+		},
 		"endless manifests": func(_ *testing.T, w *world) ([]string, bool) {
 			w.hub.Fault(upstreamtest.Match{Method: http.MethodGet, Path: "/manifests/"}, upstreamtest.NoContentLength(), upstreamtest.Extend(1<<40))
 			var paths []string
@@ -70,6 +88,41 @@ func TestMemoryIsBounded(t *testing.T) {
 		"endless lists": func(_ *testing.T, w *world) ([]string, bool) {
 			w.hub.Fault(upstreamtest.Match{Path: "/tags/list"}, upstreamtest.NoContentLength(), upstreamtest.Extend(1<<40))
 			return []string{appPath + "tags/list"}, false
+		},
+		"slow readers of lists": func(t *testing.T, w *world) ([]string, bool) {
+			w.list(`{"tags":[]` + strings.Repeat(" ", limit/2-20) + "}")
+			return w.lists(t, 5), true
+		},
+		"slow readers of lists of middling size": func(t *testing.T, w *world) ([]string, bool) {
+			w.list(`{"tags":[]` + strings.Repeat(" ", 255<<10) + "}")
+			return w.lists(t, 5), true
+		},
+		"many large lists": func(_ *testing.T, w *world) ([]string, bool) {
+			w.list(`{"tags":[]` + strings.Repeat(" ", limit/2-20) + "}")
+			var paths []string
+			for i := range crowd {
+				paths = append(paths, fmt.Sprintf("%stags/list?n=%d", appPath, i))
+			}
+			return paths, true
+		},
+		"lists with other things": func(_ *testing.T, w *world) ([]string, bool) {
+			var body strings.Builder
+			for i := 0; body.Len() < limit/2-100; i++ {
+				fmt.Fprintf(&body, `"%x":0,`, i)
+			}
+			w.list("{" + body.String() + `"tags":[]}`)
+			return []string{appPath + "tags/list", appPath + "tags/list?n=1", appPath + "tags/list?n=2"}, false
+		},
+		"large signed manifests": func(t *testing.T, w *world) ([]string, bool) {
+			const mediaType = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+			payload := `{"a":"` + strings.Repeat("x", limit-1000) + `"`
+			protected := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"formatLength":%d,"formatTail":"fQ"}`, len(payload)))
+			path := appPath + "manifests/" + digest.FromString(payload+"}").String()
+			w.hub.AddManifestAs(appName, "", digest.FromString(payload+"}"), mediaType, []byte(payload+`,"signatures":[{"protected":"`+protected+`"}]}`))
+			if a := w.ask(path, ""); a.status != http.StatusOK {
+				t.Fatal(a)
+			}
+			return []string{path}, false
 		},
 		"names that nobody has": func(*testing.T, *world) ([]string, bool) {
 			var paths []string
@@ -112,6 +165,25 @@ func (w *world) large(t *testing.T, i, size int) digest.Digest {
 		t.Fatal(a)
 	}
 	return d
+}
+
+// list makes this the registry's list of tags, whatever is asked for.
+func (w *world) list(body string) {
+	w.hub.Fault(upstreamtest.Match{Path: "/tags/list"}, func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { io.WriteString(rw, body) })
+	})
+}
+
+// lists has some pages of it cached.
+func (w *world) lists(t *testing.T, pages int) (paths []string) {
+	t.Helper()
+	for i := range pages {
+		paths = append(paths, fmt.Sprintf("%stags/list?n=%d", appPath, i))
+		if a := w.ask(paths[i], ""); a.status != http.StatusOK {
+			t.Fatal(a)
+		}
+	}
+	return paths
 }
 
 // press has so many clients at a time ask for the paths. Slow ones all have an

@@ -249,20 +249,24 @@ func TestPruneRefuses(t *testing.T) {
 		call[any](t, s.controlled, "POST", "/prune?"+query, http.StatusBadRequest)
 	}
 	call[any](t, s.controlled, "GET", "/prune?all=1", http.StatusMethodNotAllowed)
-	for name, value := range map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "http://evil.example"} {
+	for name, header := range map[string]http.Header{
+		"another site":                {"Sec-Fetch-Site": {"cross-site"}},
+		"another origin":              {"Origin": {"http://evil.example"}},
+		"a name that leads to larder": {"Origin": {"http://evil.example"}, "Host": {"evil.example"}}, // DNS rebinding
+	} {
 		for _, target := range []string{"POST /prune?all=1", "DELETE /cache/org/a"} {
 			method, path, _ := strings.Cut(target, " ")
 			req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.admin+path, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			req.Header.Set(name, value)
+			req.Header, req.Host = header, header.Get("Host")
 			resp, err := http.DefaultClient.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if resp.Body.Close(); resp.StatusCode != http.StatusForbidden {
-				t.Errorf("%s with %s: %s: got %s", target, name, value, resp.Status)
+				t.Errorf("%s from a page of %s: got %s", target, name, resp.Status)
 			}
 		}
 	}

@@ -40,6 +40,9 @@ func (h *Handler) answer(note *middleware.Note, err error) *errcode.Error {
 		e.Message = note.Upstream + " sent other bytes than were asked for"
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		e.Status, e.Code, e.Message = http.StatusBadGateway, errcode.Unavailable, note.Upstream+" sends less than it promises"
+	case errors.Is(err, manifestcache.ErrBusy):
+		e.Status, e.Code, e.Message = http.StatusServiceUnavailable, errcode.Unavailable, "larder can't keep this, and passes on as much of the kind as it has room for"
+		e.Header = http.Header{"Retry-After": {"5"}}
 	case errors.Is(err, blobcache.ErrClosed), errors.Is(err, manifestcache.ErrClosed), errors.Is(err, upstream.ErrClosed), errors.Is(err, context.Canceled):
 		e.Status, e.Code, e.Message = http.StatusServiceUnavailable, errcode.Unavailable, "larder is shutting down"
 		e.Header = http.Header{"Retry-After": {"5"}}

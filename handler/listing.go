@@ -29,9 +29,13 @@ func (h *Handler) serveTags(w http.ResponseWriter, r *http.Request, repo *upstre
 			return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.Unsupported, Message: "n is not a number"}
 		}
 	}
-	return h.serveList(w, r, repo, withQuery("tags/list", query), func(ctx context.Context) (*upstream.Listing, error) {
+	err = h.serveList(w, r, repo, withQuery("tags/list", query), func(ctx context.Context) (*upstream.Listing, error) {
 		return repo.Tags(ctx, query)
 	}, "n", "last")
+	if upstream.Refused(err) { // which is about the repository, not the page
+		h.manifests.ForgetLists(repo.String())
+	}
+	return err
 }
 
 // serveReferrers answers with upstream's list of what refers to a manifest. An

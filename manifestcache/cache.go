@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"larder/blobcache/durable"
@@ -31,6 +32,10 @@ var (
 
 	// ErrClosed says that the cache was closed before there was an answer.
 	ErrClosed = errors.New("manifest cache closed")
+
+	// ErrBusy says that something large can't be kept on disk, and that others who
+	// read such things leave no room for it in memory.
+	ErrBusy = errors.New("too many large documents that can't be kept at a time")
 )
 
 // answerTimeout bounds the questions that one answer takes, a HEAD and a GET
@@ -110,9 +115,12 @@ type Cache struct {
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the questions
 	flights singleflight.Group
+	checks  singleflight.Group // of large manifests, by digest
+	unkept  *semaphore.Weighted
 	due     ttl.Queue[string] // by file name
 	count   counters
 	lists   lists
+	whole   chan struct{} // has room for who reads a large manifest into memory, to check it
 	scanned chan struct{} // closed when Run knows what is on disk, or scanErr says that it never will
 	scanErr error
 	unread  atomic.Bool // some could not be read then
@@ -142,7 +150,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), scanned: make(chan struct{}), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}

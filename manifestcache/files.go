@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"sync"
 	"syscall"
 	"time"
 
@@ -51,6 +52,10 @@ const (
 	// maxSmall is the file of such a manifest, with its header.
 	maxSmall = maxBody + 4<<10
 )
+
+// maxUnkept bounds what is held in memory, for as long as clients take to read it, of
+// large manifests and lists that the disk has not taken.
+const maxUnkept = 16 << 20
 
 var errDamaged = errors.New("not what was stored")
 
@@ -102,7 +107,7 @@ func decodeHeader(d digest.Digest, line []byte) (*Manifest, error) {
 }
 
 // checkManifest is decodeManifest for one that stays in its file.
-func checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
+func (c *Cache) checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
 	file := bufio.NewReader(r)
 	line, err := file.ReadSlice('\n') // without an end: too long for a header
 	if err != nil {
@@ -113,6 +118,8 @@ func checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
 		return nil, err
 	}
 	if m.MediaType == typeSchema1Signed { // the digest is not that of all of it
+		c.whole <- struct{}{}
+		defer func() { <-c.whole }()
 		body, err := io.ReadAll(file)
 		if err != nil || m.Size != int64(len(body)) || !has(d, m.MediaType, body) {
 			return nil, errDamaged
@@ -127,12 +134,20 @@ func checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
 	return m, err
 }
 
+// checkOnce is checkManifest for all who need it at the same time.
+func (c *Cache) checkOnce(d digest.Digest, r io.Reader) (*Manifest, error) {
+	checked, err, _ := c.checks.Do(string(d), func() (any, error) { return c.checkManifest(d, r) })
+	if err != nil {
+		return nil, err
+	}
+	own := *checked.(*Manifest)
+	return &own, nil
+}
+
 // Content is the bytes of m, to be closed by the caller.
 func (c *Cache) Content(m *Manifest) (io.ReadSeekCloser, error) {
 	if int64(len(m.Body)) == m.Size {
-		r := new(inMemory)
-		r.Reset(m.Body)
-		return r, nil
+		return c.inMemory(m.Body)
 	}
 	f, fi, err := c.openFile(manifestName(m.Digest))
 	if err != nil {
@@ -141,11 +156,33 @@ func (c *Cache) Content(m *Manifest) (io.ReadSeekCloser, error) {
 	return &inFile{io.NewSectionReader(f, fi.Size()-m.Size, m.Size), f}, nil
 }
 
-// inMemory is the content of a manifest that is not large.
-type inMemory struct{ bytes.Reader }
+// inMemory is content that is not large, or that the disk has not taken.
+type inMemory struct {
+	bytes.Reader
+	release func() // nil: it takes no room that has a bound
+}
+
+// inMemory opens a body, if it is not large or there is room.
+func (c *Cache) inMemory(body []byte) (*inMemory, error) {
+	r, n := new(inMemory), int64(len(body))
+	r.Reset(body)
+	if n <= maxBody {
+		return r, nil
+	}
+	if !c.unkept.TryAcquire(n) {
+		return nil, ErrBusy
+	}
+	r.release = sync.OnceFunc(func() { c.unkept.Release(n) })
+	return r, nil
+}
 
 // Close implements io.Closer.
-func (*inMemory) Close() error { return nil }
+func (r *inMemory) Close() error {
+	if r.release != nil {
+		r.release()
+	}
+	return nil
+}
 
 // inFile is that of one that is.
 type inFile struct {
@@ -191,7 +228,7 @@ func (c *Cache) readManifest(d digest.Digest) (m *Manifest, mtime time.Time, err
 	}
 	defer f.Close()
 	if fi.Size() > maxSmall {
-		m, err = checkManifest(d, f)
+		m, err = c.checkOnce(d, f)
 		return m, fi.ModTime(), err
 	}
 	data, err := readAll(f, fi)

@@ -145,13 +145,11 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	k := c.proofs.pair(r)
 	var naming []digest.Digest
 	c.mu.Lock()
-	if !c.proofs.refuse(k) {
+	if repo := c.repositories[r.repository]; !c.proofs.refuse(k) && repo != nil {
 		blob := appendPacked(nil, d)
-		if repo := c.repositories[r.repository]; repo != nil {
-			for m := range repo.rights {
-				if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
-					naming = append(naming, m)
-				}
+		for m := range repo.rights {
+			if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
+				naming = append(naming, m)
 			}
 		}
 	}

@@ -243,9 +243,13 @@ func (c *Cache) tree(d digest.Digest, read map[digest.Digest]names) (t Tree, for
 	return t, forgotten
 }
 
+// maxReach bounds how many manifests are looked at for one. An index lists some
+// dozens; but one that lists others may lead to all that are remembered.
+const maxReach = 10_000
+
 // reach lists the manifests that d leads to, itself first: those that are here,
-// and those that are only listed. read is what forgotten ones name, as far as that
-// is known. Needs mu.
+// and those that are only listed. There may be more than maxReach. read is what
+// forgotten ones name, as far as that is known. Needs mu.
 func (x *index) reach(d digest.Digest, read map[digest.Digest]names) (here, absent []digest.Digest) {
 	todo := []digest.Digest{d}
 	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
@@ -258,7 +262,7 @@ func (x *index) reach(d digest.Digest, read map[digest.Digest]names) (here, abse
 		here = append(here, d)
 		_, lists := e.named(read)
 		for m := range lists {
-			if !seen[m] {
+			if !seen[m] && len(seen) < maxReach {
 				seen[m] = true
 				todo = append(todo, m)
 			}

@@ -121,6 +121,10 @@ func canonicalDigest(mediaType string, body []byte) digest.Digest {
 	return digest.FromBytes(body)
 }
 
+// maxSignatures is how many signatures of a manifest must agree on what was signed.
+// There is one, as a rule, and the first decides; but a document may have millions.
+const maxSignatures = 16
+
 // signedPart is what a signed manifest of Docker's schema 1 was before it was
 // signed, which is what its digest is of: its first formatLength bytes and then
 // formatTail, as its signatures say. Between these there must be the signatures
@@ -130,32 +134,34 @@ func signedPart(mediaType string, body []byte) (signed []byte, ok bool) {
 		return nil, false
 	}
 	var doc struct {
-		Signatures []struct {
+		Signatures [maxSignatures]struct {
 			Protected string `json:"protected"`
 		} `json:"signatures"`
 	}
 	if json.Unmarshal(body, &doc) != nil {
 		return nil, false
 	}
-	for i, s := range doc.Signatures {
-		var protected struct {
-			Length int    `json:"formatLength"`
-			Tail   string `json:"formatTail"`
-		}
-		text, err := decodeBase64(s.Protected)
-		if err != nil || json.Unmarshal(text, &protected) != nil || protected.Length <= 0 || protected.Length > len(body) {
-			return nil, false
-		}
-		tail, err := decodeBase64(protected.Tail)
-		if err != nil {
-			return nil, false
-		}
-		one := slices.Concat(body[:protected.Length], tail)
-		if i > 0 && !bytes.Equal(one, signed) || !signaturesAlone(body[protected.Length:]) {
-			return nil, false
-		}
-		signed = one
+	type format struct {
+		Length int    `json:"formatLength"`
+		Tail   string `json:"formatTail"`
 	}
+	var all format
+	for i, s := range doc.Signatures {
+		if i > 0 && s.Protected == "" {
+			continue
+		}
+		var one format
+		text, err := decodeBase64(s.Protected)
+		if err != nil || json.Unmarshal(text, &one) != nil || i > 0 && one != all {
+			return nil, false
+		}
+		all = one
+	}
+	tail, err := decodeBase64(all.Tail)
+	if err != nil || all.Length <= 0 || all.Length > len(body) || !signaturesAlone(body[all.Length:]) {
+		return nil, false
+	}
+	signed = slices.Concat(body[:all.Length], tail)
 	return signed, json.Valid(signed)
 }
 

@@ -3,6 +3,7 @@ package manifestcache
 import (
 	"encoding/base64"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -98,6 +99,19 @@ func TestDigestOfSignedManifest(t *testing.T) {
 				t.Errorf("is named so by itself: %v, want %v", got, test.want)
 			}
 		})
+	}
+}
+
+// Whoever makes a manifest says how many signatures it has.
+func TestManySignaturesAreOneDocument(t *testing.T) {
+	payload := "{\n   \"name\": \"" + strings.Repeat("x", 200<<10) + "\"\n}"
+	body := []byte(sign(payload, slices.Repeat([]string{"\n}"}, 300)...))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	ok := has(digest.FromString(payload), typeSchema1Signed, body)
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; !ok || took > 10*uint64(len(body)) {
+		t.Errorf("has the digest: %v, with %d bytes of memory for %d", ok, took, len(body))
 	}
 }
 

@@ -3,12 +3,14 @@ package manifestcache
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // blobs makes n digests, each other than all that were made from before.
@@ -198,6 +200,56 @@ func TestRememberedDigestTakes64Bytes(t *testing.T) {
 				t.Errorf("%s: %d remembered digests take %.1f bytes each, want %d at most", name, n, per, most)
 			}
 		}
+	}
+}
+
+// opened is a cache of nothing.
+func opened(t *testing.T) *Cache {
+	t.Helper()
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open(root, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// Who asks for blobs of repositories that there are not makes larder remember none.
+func TestRefusalMakesNoRepositoryKnown(t *testing.T) {
+	c := opened(t)
+	c.Bound(maxNamed, maxProven, 0)
+	for i := range 10 {
+		c.Forget(fmt.Sprint("docker.io/nobody/", i), digest.FromString("blob"))
+	}
+	if n := len(c.repositories); n != 0 {
+		t.Errorf("%d repositories are known, want none", n)
+	}
+}
+
+// Each answer with an index looks at what it leads to, when nobody else may look at
+// anything.
+func TestWhatAnIndexLeadsToIsBounded(t *testing.T) {
+	c := opened(t)
+	index := func(of ...digest.Digest) digest.Digest {
+		d := digest.FromString(fmt.Sprint(of))
+		c.add(&Manifest{Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: d}}, time.Now(), time.Now(), names{manifests: of})
+		return d
+	}
+	var indexes []digest.Digest
+	for i := range 10 {
+		indexes = append(indexes, index(blobs(i*2000, 2000)...))
+	}
+	here, absent := c.reach(index(indexes...), nil)
+	if len(here) != 11 || len(here)+len(absent) != maxReach {
+		t.Errorf("%d manifests that are here and %d that are not are looked at, want 11 and %d in all", len(here), len(absent), maxReach)
 	}
 }
 

@@ -74,6 +74,7 @@ func decodeList(key string, file io.Reader, size int64) (*List, error) {
 	var body bytes.Buffer
 	kept := io.Writer(verifier)
 	if l.Size <= maxBody {
+		body.Grow(int(l.Size)) // each client has its own
 		kept = io.MultiWriter(verifier, &body)
 	}
 	if n, err := io.Copy(kept, r); err != nil || n != l.Size || !verifier.Verified() {
@@ -101,7 +102,10 @@ func (h listHeader) verifier(key string) digest.Verifier {
 
 func (h listHeader) sum(key string, body []byte) digest.Digest {
 	h.Sum = ""
-	return digest.FromBytes(bytes.Join([][]byte{[]byte(key), h.line(), body}, []byte("\n")))
+	d := digest.Canonical.Digester()
+	_, _ = fmt.Fprintf(d.Hash(), "%s\n%s\n", key, h.line()) // to memory
+	_, _ = d.Hash().Write(body)
+	return d.Digest()
 }
 
 func withoutQuery(name string) string {

@@ -68,9 +68,11 @@ func (c *Cache) List(ctx context.Context, repository, name string, fetch func(co
 	case l.Body == nil && l.Size > 0:
 		return c.openList(repository, name, l)
 	}
-	r := new(inMemory)
-	r.Reset(l.Body)
-	l.Content = r
+	content, err := c.inMemory(l.Body)
+	if err != nil {
+		return nil, err
+	}
+	l.Content = content
 	return l, nil
 }
 
@@ -221,6 +223,10 @@ func (c *Cache) removeList(file string) {
 	}
 	_ = c.root.Remove(path.Dir(file)) // unless there are others
 }
+
+// ForgetLists removes all lists of a repository: upstream says that there is none,
+// or not for us.
+func (c *Cache) ForgetLists(repository string) { c.removeListsOf(hashOf(repository)) }
 
 // removeListsOf removes all lists of a repository.
 func (c *Cache) removeListsOf(repository [sha256.Size]byte) {

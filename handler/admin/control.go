@@ -41,21 +41,24 @@ type Control struct {
 	Logger *zap.Logger
 }
 
-// register adds what Control answers. Other pages, in the browser of somebody who
-// can reach this listener, must not have anything removed.
+// register adds what Control answers. Pages, in the browser of somebody who can
+// reach this listener, must not have anything removed.
 func (c *Control) register(mux *http.ServeMux) {
-	protection := http.NewCrossOriginProtection()
-	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		errcode.Write(w, r, &errcode.Error{Status: http.StatusForbidden, Code: errcode.Denied, Message: "not for pages of another origin"})
-	}))
 	for path, m := range map[string]methods{
 		"/cache":                {http.MethodGet: c.list},
 		"/cache/{reference...}": {http.MethodGet: c.show, http.MethodDelete: c.remove},
 		"/prune":                {http.MethodPost: c.prune},
 		"/why":                  {http.MethodGet: c.why},
 	} {
-		mux.Handle(path, protection.Handler(m))
+		mux.Handle(path, m)
 	}
+}
+
+// fromPage reports whether a page in a browser sends r. There are none here, so it
+// is another's, also if it says that its origin is this one: whoever has a domain
+// can let it lead here.
+func fromPage(r *http.Request) bool {
+	return r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != ""
 }
 
 // reply is an answer that is not an error: a status, 200 if it is 0, and what
@@ -81,6 +84,10 @@ func (m methods) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			Status: http.StatusMethodNotAllowed, Code: errcode.Unsupported, Message: "no such method here",
 			Header: http.Header{"Allow": {strings.Join(slices.Sorted(maps.Keys(m)), ", ")}},
 		})
+		return
+	}
+	if method != http.MethodGet && fromPage(r) {
+		errcode.Write(w, r, &errcode.Error{Status: http.StatusForbidden, Code: errcode.Denied, Message: "not for pages in a browser"})
 		return
 	}
 	rep, err := ask(r)

@@ -20,7 +20,7 @@ import (
 )
 
 // all are the middlewares as main chains them.
-var all = []string{"requestid", "log", "audit", "metrics", "recover", "limit", "auth", "allow", "readonly"}
+var all = []string{"requestid", "log", "audit", "metrics", "recover", "auth", "allow", "readonly", "limit"}
 
 // taker is an http.ResponseWriter that, like net/http's, takes a file as a
 // whole, and counts how it was given bytes.

@@ -73,9 +73,9 @@ func (r *Repository) list(ctx context.Context, op, things string, send func(ctx 
 		if err != nil {
 			return err
 		}
-		var doc map[string]json.RawMessage
-		err = json.Unmarshal(body, &doc)
-		if _, ok := doc[things]; err != nil || !ok {
+		// Not a map: there may be any number of other fields.
+		var doc struct{ Tags, Manifests, Signatures present }
+		if err := json.Unmarshal(body, &doc); err != nil || !map[string]present{"tags": doc.Tags, "manifests": doc.Manifests, "signatures": doc.Signatures}[things] {
 			return fmt.Errorf("%w: no list of %s", errDocument, things)
 		}
 		l = &Listing{
@@ -87,6 +87,15 @@ func (r *Repository) list(ctx context.Context, op, things string, send func(ctx 
 		return nil
 	})
 	return l, err
+}
+
+// present is whether a field is there, with whatever in it.
+type present bool
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *present) UnmarshalJSON([]byte) error {
+	*p = true
+	return nil
 }
 
 // AnnouncesSignatures reports whether larder should say of itself what a registry

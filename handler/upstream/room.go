@@ -70,5 +70,8 @@ func readDocument(body io.Reader, most int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if all.Len() > most/2 { // little would be won
+		return all.Bytes(), nil
+	}
 	return bytes.Clone(all.Bytes()), nil
 }
