@@ -19,7 +19,7 @@ func wanted(list string, data []byte) [][]byte {
 	parts := [][]byte{}
 	size := big.NewInt(int64(len(data)))
 	number := func(s string) *big.Int { n, _ := new(big.Int).SetString(s, 10); return n }
-	count := 0
+	count, huge := 0, big.NewInt(endless)
 	for element := range strings.SplitSeq(list, ",") {
 		m := regexp.MustCompile(`^[ \t]*(?:([0-9]*)-([0-9]*))?[ \t]*$`).FindStringSubmatch(element)
 		if m == nil || m[1] == "" && m[2] == "" && strings.Contains(element, "-") {
@@ -38,7 +38,7 @@ func wanted(list string, data []byte) [][]byte {
 			}
 		case last == nil:
 			last = size
-		case last.Cmp(first) < 0:
+		case last.Cmp(first) < 0 && !(first.Cmp(huge) >= 0 && last.Cmp(huge) >= 0): // beyond all numbers, they are one
 			return nil
 		}
 		if first.Cmp(size) >= 0 {
@@ -88,6 +88,7 @@ func FuzzRange(f *testing.F) {
 		"0-", "0-0", "5-9", "-5", "-0", "99-", "9-5", "a-b", "", ",", "0-1,2-3", "0-1, ,-1,99-", "0-,0-", "-", "--5", "5-9-", "+5-9", " 5-9\t", "5 -9",
 		"0-99999999999999999999", "99999999999999999999-", "-99999999999999999999", "9223372036854775807-9223372036854775807", "9223372036854775806-",
 		"00-01", "0x1-2", "1_0-20", strings.Repeat("0-0,", maxRanges), strings.Repeat("0-0,", maxRanges+1), "-99999999999999999999,0-9223372036854775807",
+		"9227000000000000000-9223700000000000000",
 	} {
 		f.Add(list, byte(10))
 		f.Add(list, byte(0))
