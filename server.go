@@ -184,7 +184,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	if opts.Tokens, err = p.tokens(access); err != nil {
 		return nil, err
 	}
-	cfg := handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Logger: p.log.Named("http")}
+	cfg := handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests}
 	if p.cfg.Catalog {
 		cfg.Catalog = access.MayPull
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"go.uber.org/zap"
 
 	"larder/blobcache"
 	"larder/handler/errcode"
@@ -30,8 +29,6 @@ type Config struct {
 	// Catalog lets clients list the repositories that are cached and that a user,
 	// "" for one without a name, may pull. nil: nobody can.
 	Catalog func(user, repository string) bool
-
-	Logger *zap.Logger // nil: none
 }
 
 // Handler is the registry.
@@ -41,18 +38,13 @@ type Handler struct {
 	manifests *manifestcache.Cache
 	answers   *answers
 	catalog   func(user, repository string) bool
-	log       *zap.Logger
 }
 
 // New makes the handler. It expects GET and HEAD only (see the readonly
 // middleware).
 func New(cfg Config) *Handler {
-	log := cfg.Logger
-	if log == nil {
-		log = zap.NewNop()
-	}
 	return &Handler{
-		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(), log: log,
+		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(),
 	}
 }
 

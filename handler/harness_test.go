@@ -114,7 +114,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 		tb.Fatal(err)
 	}
 	access := handler.Access{Allow: globs(tb, s.allow, cfg.Registries), Deny: globs(tb, s.deny, cfg.Registries)}
-	config := handler.Config{Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests, Logger: log}
+	config := handler.Config{Upstreams: l.upstreams, Blobs: l.blobs, Manifests: l.manifests}
 	if s.catalog {
 		config.Catalog = access.MayPull
 	}
