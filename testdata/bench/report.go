@@ -1,0 +1,146 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// figures are a metric's over the rounds.
+func (c column) figures(m metric) []float64 {
+	values := make([]float64, len(c.Samples))
+	for i, s := range c.Samples {
+		values[i] = s.figure(m)
+	}
+	return values
+}
+
+// column is the peer's, with figures.
+func (r row) column(peer string) (column, bool) {
+	for _, c := range r.columns {
+		if c.Peer == peer && c.Refused == "" {
+			return c, true
+		}
+	}
+	return column{}, false
+}
+
+// ratio is that of two peers, round by round.
+func (r row) ratio(m metric, peer, of string) (spread, bool) {
+	a, ok := r.column(peer)
+	b, ok2 := r.column(of)
+	if !ok || !ok2 {
+		return spread{}, false
+	}
+	ratios := make([]float64, len(a.Samples))
+	for i := range ratios {
+		ratios[i] = a.Samples[i].figure(m) / b.Samples[i].figure(m)
+	}
+	return newSpread(ratios)
+}
+
+// verdict is how larder did at a bar.
+type verdict struct {
+	Bar     string
+	Reached bool
+	Unknown string // why it is not known
+	Got     spread
+}
+
+// judge compares larder with the bar.
+func (r row) judge(b bar) verdict {
+	v := verdict{Bar: b.String()}
+	var ok bool
+	if b.of == "" {
+		c, _ := r.column(larder)
+		v.Got, ok = newSpread(c.figures(b.metric))
+	} else {
+		v.Got, ok = r.ratio(b.metric, larder, b.of)
+	}
+	switch {
+	case !ok:
+		v.Unknown = "no figures"
+	case b.least:
+		v.Reached = v.Got.Median >= b.limit
+	default:
+		v.Reached = v.Got.Median <= b.limit
+	}
+	return v
+}
+
+// String is the bar as the table of bars has it.
+func (b bar) String() string {
+	sign, of := "≤", ""
+	if b.least {
+		sign = "≥"
+	}
+	if b.of != "" {
+		of = " × " + b.of
+	}
+	return fmt.Sprintf("%s %s %.4g%s", b.metric, sign, b.limit, of)
+}
+
+// tableMetrics are the columns of the table.
+func tableMetrics() []metric {
+	return []metric{seconds, firstByte50, firstByte99, total99, cpuSeconds, cpuPerRequest, cpuPerGB, rate, throughput, growth}
+}
+
+// writeTable writes what all peers did in a case.
+func (r row) writeTable(out io.Writer) {
+	fmt.Fprintf(out, "\n%s: %s\n", r.name, r.title)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(w, "peer\t")
+	for _, m := range tableMetrics() {
+		fmt.Fprintf(w, "%s\t", m)
+	}
+	fmt.Fprintf(w, "upstream requests\tMiB\t%s\t× %s\t× %s\t\n", r.head, nginx, direct)
+	var refused strings.Builder
+	for _, c := range r.columns {
+		if c.Refused != "" {
+			fmt.Fprintf(&refused, "  %s: no figures: %s\n", c.Peer, c.Refused)
+			continue
+		}
+		fmt.Fprintf(w, "%s\t", c.Peer)
+		for _, m := range tableMetrics() {
+			s, _ := newSpread(c.figures(m))
+			fmt.Fprintf(w, "%s\t", short3(s.Median))
+		}
+		up := c.Samples[len(c.Samples)/2].Upstream
+		head, _ := newSpread(c.figures(r.head))
+		fmt.Fprintf(w, "%d\t%.1f\t%s–%s\t", up.Heads+up.Manifests+up.Blobs, float64(up.Bytes)/(1<<20), short3(head.Min), short3(head.Max))
+		for _, of := range []string{nginx, direct} {
+			if ratio, ok := r.ratio(r.head, c.Peer, of); ok {
+				fmt.Fprintf(w, "%.2f\t", ratio.Median)
+			} else {
+				fmt.Fprint(w, "–\t")
+			}
+		}
+		fmt.Fprintln(w)
+	}
+	w.Flush()
+	fmt.Fprint(out, refused.String())
+	for _, b := range r.bars {
+		fmt.Fprintln(out, "  "+r.judge(b).String())
+	}
+}
+
+// String is one line.
+func (v verdict) String() string {
+	switch {
+	case v.Unknown != "":
+		return fmt.Sprintf("?       %s: %s", v.Bar, v.Unknown)
+	case v.Reached:
+		return fmt.Sprintf("reached %s: %s (%s–%s)", v.Bar, short3(v.Got.Median), short3(v.Got.Min), short3(v.Got.Max))
+	default:
+		return fmt.Sprintf("MISSED  %s: %s (%s–%s)", v.Bar, short3(v.Got.Median), short3(v.Got.Min), short3(v.Got.Max))
+	}
+}
+
+// short3 is a number with three digits that matter.
+func short3(f float64) string {
+	if f >= 1000 || f <= -1000 {
+		return fmt.Sprintf("%.0f", f)
+	}
+	return fmt.Sprintf("%.3g", f)
+}

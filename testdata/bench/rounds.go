@@ -1,0 +1,211 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// tooLong is what no run of any case may take.
+const tooLong = 2 * time.Minute
+
+// column is what one peer did in one case.
+type column struct {
+	Peer    string
+	Refused string   // why there are no figures
+	Samples []sample // by round
+}
+
+// row is one case.
+type row struct {
+	benchCase
+	columns []column
+}
+
+// bench runs cases.
+type bench struct {
+	dir     string
+	peers   []peer
+	rounds  int
+	scale   scale
+	keepDir bool
+}
+
+// contestant is a peer in a case.
+type contestant struct {
+	peer
+	column  *column
+	running *running // nil: not now
+}
+
+// run runs the case: all peers in each round, each time in another order.
+func (b *bench) run(ctx context.Context, k benchCase) (row, error) {
+	dir := filepath.Join(b.dir, k.name)
+	c := newContent(filepath.Join(dir, "content"))
+	what, err := k.prepare(c, b.scale)
+	if err != nil {
+		return row{}, err
+	}
+	if !b.keepDir {
+		defer os.RemoveAll(dir)
+		defer c.remove()
+	}
+	up, err := startUpstream(ctx, c.dir)
+	if err != nil {
+		return row{}, err
+	}
+	defer up.stop()
+
+	r := row{k, make([]column, len(b.peers))}
+	trial := trial{dir: dir, benchCase: k, content: c, up: up, prepared: what}
+	var all []*contestant
+	for i, p := range b.peers {
+		r.columns[i] = column{Peer: p.name, Refused: cmp.Or(p.missing, k.cannot(p.name))}
+		all = append(all, &contestant{peer: p, column: &r.columns[i]})
+	}
+	defer func() {
+		for _, t := range all {
+			trial.stop(t)
+		}
+	}()
+	for round := range b.rounds {
+		for i := range all {
+			t := all[(i+round)%len(all)]
+			if t.column.Refused != "" {
+				continue
+			}
+			s, err := trial.run(ctx, t)
+			if ctx.Err() != nil {
+				return row{}, context.Cause(ctx)
+			}
+			if err != nil {
+				t.column.Refused, t.column.Samples = err.Error(), nil
+				trial.stop(t)
+				continue
+			}
+			t.column.Samples = append(t.column.Samples, s)
+		}
+	}
+	return r, nil
+}
+
+// trial is a case with what it takes to run it.
+type trial struct {
+	benchCase
+	prepared
+	dir     string
+	content *content
+	up      *upstream
+}
+
+// run is one peer's part of one round.
+func (t *trial) run(ctx context.Context, c *contestant) (sample, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, tooLong, fmt.Errorf("takes more than %v", tooLong))
+	defer cancel()
+	if !t.keep {
+		t.stop(c)
+	}
+	if c.running == nil {
+		if err := t.start(ctx, c); err != nil {
+			return sample{}, err
+		}
+	}
+	// What was written before is not to be written meanwhile.
+	syscall.Sync()
+	if err := t.up.set(t.knobs); err != nil {
+		return sample{}, err
+	}
+	return t.measure(ctx, c.running)
+}
+
+// measure runs the load.
+func (t *trial) measure(ctx context.Context, r *running) (sample, error) {
+	before, err := r.settledCPU()
+	if err != nil {
+		return sample{}, err
+	}
+	upstreamBefore, err := t.up.cpu()
+	if err != nil {
+		return sample{}, err
+	}
+	p := &pull{ctx: ctx, addr: r.addr}
+	if err := t.load(p); err != nil {
+		return sample{}, err
+	}
+	s := sample{Idle: r.idle, Size: t.content.size}
+	s.record(p)
+	after, err := r.settledCPU()
+	if err != nil {
+		return sample{}, err
+	}
+	s.CPU = (after - before).Seconds()
+	upstreamAfter, err := t.up.cpu()
+	if err != nil {
+		return sample{}, err
+	}
+	s.UpstreamCPU = (upstreamAfter - upstreamBefore).Seconds()
+	counts, err := t.up.counts()
+	if err != nil {
+		return sample{}, err
+	}
+	s.Upstream = counts.total()
+	_, s.Peak, err = r.memory()
+	return s, err
+}
+
+// start starts the peer with an empty cache, or with one that has been warmed.
+func (t *trial) start(ctx context.Context, c *contestant) error {
+	dir := filepath.Join(t.dir, c.name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var err error
+	if c.running, err = c.start(ctx, dir, t.up, t.content, t.options); err != nil {
+		return err
+	}
+	if err := t.up.set(knobs{}); err != nil {
+		return err
+	}
+	// The second time there is nothing left to be done at the first hit.
+	const warmers = 4
+	for range 2 {
+		if err := each(warmers, 0, t.warm)(&pull{ctx: ctx, addr: c.running.addr}); err != nil {
+			return fmt.Errorf("while it was warmed: %w", err)
+		}
+		if _, err := c.running.settledCPU(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stop ends the peer, if it runs, and removes what it has kept.
+func (t *trial) stop(c *contestant) {
+	if c.running != nil {
+		c.running.stop()
+		c.running = nil
+		os.RemoveAll(filepath.Join(t.dir, c.name))
+	}
+}
+
+// spread is the median of some values, with the least and the greatest.
+type spread struct{ Median, Min, Max float64 }
+
+// newSpread is that of one value at least.
+func newSpread(values []float64) (s spread, ok bool) {
+	if len(values) == 0 {
+		return spread{}, false
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	middle := len(sorted) / 2
+	median := sorted[middle]
+	if len(sorted)%2 == 0 {
+		median = (sorted[middle-1] + median) / 2
+	}
+	return spread{median, sorted[0], sorted[len(sorted)-1]}, true
+}
