@@ -3,7 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
-	"strings"
+	"slices"
 	"text/tabwriter"
 )
 
@@ -81,48 +81,65 @@ func (b bar) String() string {
 	return fmt.Sprintf("%s %s %.4g%s", b.metric, sign, b.limit, of)
 }
 
-// tableMetrics are the columns of the table.
-func tableMetrics() []metric {
-	return []metric{seconds, firstByte50, firstByte99, total99, cpuSeconds, cpuPerRequest, cpuPerGB, rate, throughput, growth}
+// tableMetrics are the columns of the row's table.
+func (r row) tableMetrics() []metric {
+	columns := []metric{seconds, firstByte50, firstByte99, total99, cpuSeconds, growth, upstreamRequests, upstreamMiB}
+	more := append([]metric{r.head}, r.also...)
+	for _, b := range r.bars {
+		more = append(more, b.metric)
+	}
+	for _, m := range more {
+		if !slices.Contains(columns, m) {
+			columns = append(columns, m)
+		}
+	}
+	return columns
 }
 
-// writeTable writes what all peers did in a case.
+// writeTable writes what all peers did in a case: medians, the spread of what
+// the ratios are of, and the bars.
 func (r row) writeTable(out io.Writer) {
 	fmt.Fprintf(out, "\n%s: %s\n", r.name, r.title)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(w, "peer\t")
-	for _, m := range tableMetrics() {
+	for _, m := range r.tableMetrics() {
 		fmt.Fprintf(w, "%s\t", m)
 	}
-	fmt.Fprintf(w, "upstream requests\tMiB\t%s\t× %s\t× %s\t\n", r.head, nginx, direct)
-	var refused strings.Builder
+	fmt.Fprintf(w, "min–max of %s\t× %s\t× %s\t\n", r.head, nginx, direct)
 	for _, c := range r.columns {
-		if c.Refused != "" {
-			fmt.Fprintf(&refused, "  %s: no figures: %s\n", c.Peer, c.Refused)
-			continue
+		if c.Refused == "" {
+			r.writeLine(w, c)
 		}
-		fmt.Fprintf(w, "%s\t", c.Peer)
-		for _, m := range tableMetrics() {
-			s, _ := newSpread(c.figures(m))
-			fmt.Fprintf(w, "%s\t", short3(s.Median))
-		}
-		up := c.Samples[len(c.Samples)/2].Upstream
-		head, _ := newSpread(c.figures(r.head))
-		fmt.Fprintf(w, "%d\t%.1f\t%s–%s\t", up.Heads+up.Manifests+up.Blobs, float64(up.Bytes)/(1<<20), short3(head.Min), short3(head.Max))
-		for _, of := range []string{nginx, direct} {
-			if ratio, ok := r.ratio(r.head, c.Peer, of); ok {
-				fmt.Fprintf(w, "%.2f\t", ratio.Median)
-			} else {
-				fmt.Fprint(w, "–\t")
-			}
-		}
-		fmt.Fprintln(w)
 	}
 	w.Flush()
-	fmt.Fprint(out, refused.String())
+	for _, c := range r.columns {
+		if c.Refused != "" {
+			fmt.Fprintf(out, "  %s: no figures: %s\n", c.Peer, c.Refused)
+		}
+	}
 	for _, b := range r.bars {
 		fmt.Fprintln(out, "  "+r.judge(b).String())
 	}
+}
+
+// writeLine writes a peer's figures.
+func (r row) writeLine(w io.Writer, c column) {
+	fmt.Fprintf(w, "%s\t", c.Peer)
+	for _, m := range r.tableMetrics() {
+		s, _ := newSpread(c.figures(m))
+		fmt.Fprintf(w, "%s\t", digits(s.Median))
+	}
+	head, _ := newSpread(c.figures(r.head))
+	fmt.Fprintf(w, "%s–%s\t", digits(head.Min), digits(head.Max))
+	for _, of := range []string{nginx, direct} {
+		ratio, ok := r.ratio(r.head, c.Peer, of)
+		if !ok {
+			fmt.Fprint(w, "–\t")
+			continue
+		}
+		fmt.Fprintf(w, "%.2f\t", ratio.Median)
+	}
+	fmt.Fprintln(w)
 }
 
 // String is one line.
@@ -131,14 +148,14 @@ func (v verdict) String() string {
 	case v.Unknown != "":
 		return fmt.Sprintf("?       %s: %s", v.Bar, v.Unknown)
 	case v.Reached:
-		return fmt.Sprintf("reached %s: %s (%s–%s)", v.Bar, short3(v.Got.Median), short3(v.Got.Min), short3(v.Got.Max))
+		return fmt.Sprintf("reached %s: %s (%s–%s)", v.Bar, digits(v.Got.Median), digits(v.Got.Min), digits(v.Got.Max))
 	default:
-		return fmt.Sprintf("MISSED  %s: %s (%s–%s)", v.Bar, short3(v.Got.Median), short3(v.Got.Min), short3(v.Got.Max))
+		return fmt.Sprintf("MISSED  %s: %s (%s–%s)", v.Bar, digits(v.Got.Median), digits(v.Got.Min), digits(v.Got.Max))
 	}
 }
 
-// short3 is a number with three digits that matter.
-func short3(f float64) string {
+// digits is a number with three digits that matter.
+func digits(f float64) string {
 	if f >= 1000 || f <= -1000 {
 		return fmt.Sprintf("%.0f", f)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,6 +52,7 @@ func (b *bench) run(ctx context.Context, k benchCase) (row, error) {
 	if err != nil {
 		return row{}, err
 	}
+	k.MaxSize /= b.scale.div
 	if !b.keepDir {
 		defer os.RemoveAll(dir)
 		defer c.remove()
@@ -134,10 +136,13 @@ func (t *trial) measure(ctx context.Context, r *running) (sample, error) {
 		return sample{}, err
 	}
 	p := &pull{ctx: ctx, addr: r.addr}
-	if err := t.load(p); err != nil {
+	s := sample{Idle: r.idle, Size: t.content.size, Budget: t.MaxSize, HotReads: t.hotReads}
+	highest := t.watch(r)
+	err = t.load(p)
+	s.HighWater = highest()
+	if err != nil {
 		return sample{}, err
 	}
-	s := sample{Idle: r.idle, Size: t.content.size}
 	s.record(p)
 	after, err := r.settledCPU()
 	if err != nil {
@@ -153,9 +158,52 @@ func (t *trial) measure(ctx context.Context, r *running) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	s.Upstream = counts.total()
+	s.Upstream, s.HotMisses = counts.total(), counts[hotRepository].Blobs
 	_, s.Peak, err = r.memory()
 	return s, err
+}
+
+// watch looks at what the cache takes on disk, if there is a limit of that, until
+// highest is called, which tells the most it was.
+func (t *trial) watch(r *running) (highest func() int64) {
+	if t.MaxSize == 0 {
+		return func() int64 { return 0 }
+	}
+	const often = 20 * time.Millisecond
+	var most int64
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { // ends at stop, and highest waits for it
+		defer close(stopped)
+		for {
+			most = max(most, diskUsage(r.place.Cache))
+			select {
+			case <-stop:
+				return
+			case <-time.After(often):
+			}
+		}
+	}()
+	return func() int64 {
+		close(stop)
+		<-stopped
+		return most
+	}
+}
+
+// diskUsage is what files take on disk, which is less than their size where they
+// have holes.
+func diskUsage(dir string) int64 {
+	var sum int64
+	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil // it may have gone meanwhile
+		}
+		if info, err := d.Info(); err == nil {
+			sum += info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return nil
+	})
+	return sum
 }
 
 // start starts the peer with an empty cache, or with one that has been warmed.

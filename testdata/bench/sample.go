@@ -20,6 +20,11 @@ type sample struct {
 
 	UpstreamCPU float64
 	Upstream    count
+
+	HighWater int64 // of the cache on disk, where there is a budget
+	Budget    int64
+	HotReads  int // of what is hot
+	HotMisses int // that upstream was asked for
 }
 
 // record takes the clients' figures.
@@ -59,7 +64,15 @@ const (
 	firstByte99   metric = "first byte p99 ms"
 	total99       metric = "p99 ms"
 	growth        metric = "RSS over idle MiB"
-	upstreamTimes metric = "upstream bytes, times what there is"
+
+	upstreamRequests  metric = "upstream requests"
+	upstreamManifests metric = "upstream manifest requests"
+	upstreamPer1000   metric = "upstream requests per 1000"
+	upstreamMiB       metric = "upstream MiB"
+	upstreamTimes     metric = "upstream bytes / what there is"
+	upstreamOverAsked metric = "upstream bytes / what was asked for"
+	highWater         metric = "high-water / budget"
+	hotHits           metric = "hot hits %"
 )
 
 // figure is the metric's value.
@@ -85,12 +98,23 @@ func (s sample) figure(m metric) float64 {
 		return s.Total99 * 1e3
 	case growth:
 		return float64(s.Peak-s.Idle) / (1 << 20)
+	case upstreamRequests:
+		return float64(s.Upstream.Heads + s.Upstream.Manifests + s.Upstream.Blobs)
+	case upstreamManifests:
+		return float64(s.Upstream.Heads + s.Upstream.Manifests)
+	case upstreamPer1000:
+		return s.figure(upstreamRequests) / float64(s.Requests) * 1000
+	case upstreamMiB:
+		return float64(s.Upstream.Bytes) / (1 << 20)
+	case upstreamOverAsked:
+		return float64(s.Upstream.Bytes) / float64(s.Bytes)
+	case highWater:
+		return float64(s.HighWater) / float64(s.Budget)
+	case hotHits:
+		return 100 * (1 - float64(s.HotMisses)/float64(s.HotReads))
 	case upstreamTimes:
 		return float64(s.Upstream.Bytes) / float64(s.Size)
 	default:
 		panic("no metric " + m)
 	}
 }
-
-// lessIsBetter is not so for what comes per second.
-func (m metric) lessIsBetter() bool { return m != throughput && m != rate }
