@@ -114,7 +114,7 @@ func coldCases() []benchCase {
 			bars: []bar{atMost(0.9, seconds, nginx), memory(idle)},
 		},
 		{
-			name: "cold-capped", title: "cold blob of 256 MiB, upstream gives 40 MB/s on a connection",
+			name: "cold-capped", title: "cold blob of 256 MiB, 40 MB/s on a connection",
 			knobs:   knobs{Rate: capped},
 			prepare: coldBlob(256<<20, 1), cannot: noUpstream, head: seconds,
 			bars: []bar{atMost(0.35, seconds, direct), memory(idle)},
@@ -133,7 +133,7 @@ func coldCases() []benchCase {
 			bars: []bar{atMost(2, upstreamManifests, ""), atMost(1.2, seconds, nginx), memory(small)},
 		},
 		{
-			name: "cold-ranges", title: "200 ranges of 64 KiB of a cold blob of 256 MiB, 8 clients, upstream 20 ms away with 40 MB/s on a connection",
+			name: "cold-ranges", title: "ranges of 64 KiB, cold, 20 ms and 40 MB/s away",
 			knobs:   knobs{Rate: capped, Latency: latency},
 			prepare: coldRanges, cannot: noUpstream, head: rate,
 			bars: []bar{atLeast(8, rate, nginx), atMost(1.5, upstreamOverAsked, ""), memory(idle)},
@@ -144,7 +144,7 @@ func coldCases() []benchCase {
 			bars: []bar{atLeast(10, rate, dockerIO), memory(small)},
 		},
 		{
-			name: "budget", title: "3 GiB through a cache of 1 GiB, 200 MiB of them hot, 2 clients",
+			name: "budget", title: "3 GiB through a cache of 1 GiB, 200 MiB hot",
 			options: options{MaxSize: 1 << 30},
 			prepare: budget, cannot: noBudget, head: cpuSeconds,
 			bars: []bar{atMost(1, highWater, ""), atLeast(100, hotHits, ""), atMost(1.2, cpuSeconds, nginx), memory(idle)},
@@ -173,17 +173,17 @@ func warmCases() []benchCase {
 			prepare: warmManifests, keep: true, cannot: noCache, head: cpuPerRequest, also: []metric{rate}, bars: smallBars,
 		},
 		{
-			name: "warm-ranges", title: "ranges of 64 KiB of a warm blob of 256 MiB, 32 clients",
+			name: "warm-ranges", title: "ranges of 64 KiB, warm, 32 clients",
 			prepare: warmRanges, keep: true, cannot: noCache, head: cpuPerRequest, also: []metric{rate},
 			bars: []bar{atMost(1.15, cpuPerRequest, nginx), memory(idle)},
 		},
 		{
-			name: "tags-trusted", title: "4 tags trusted for 60 s, 64 clients",
+			name: "tags-trusted", title: "tags trusted for 60 s, 64 clients",
 			options: options{TagTTL: time.Minute},
 			prepare: tags, keep: true, cannot: noTrust, head: cpuPerRequest, also: []metric{rate}, bars: smallBars,
 		},
 		{
-			name: "tags-asked", title: "4 tags that are always asked for, 64 clients, upstream 20 ms away",
+			name: "tags-asked", title: "tags always asked for, 20 ms away, 64 clients",
 			knobs:   knobs{Latency: latency},
 			prepare: tags, keep: true, cannot: noUpstream, head: rate, also: []metric{cpuPerRequest},
 			bars: []bar{atLeast(1, rate, nginx), atMost(130, upstreamPer1000, ""), memory(small)},
@@ -229,18 +229,18 @@ func coldTag(c *content, s scale) (prepared, error) {
 }
 
 func coldRanges(c *content, s scale) (prepared, error) {
-	const clients, enough = 8, 15 * time.Second
+	const clients = 8
 	b, err := c.blob(repository, 256<<20/s.div)
 	if err != nil {
 		return prepared{}, err
 	}
-	return prepared{load: each(clients, enough, randomRanges(b, 200/int(s.div), 64<<10))}, nil
+	return prepared{load: each(clients, 7*s.burst, randomRanges(b, 200/int(s.div), 64<<10))}, nil
 }
 
 func coldSmall(c *content, s scale) (prepared, error) {
-	const clients, enough = 16, 3 * time.Second
+	const clients = 16
 	blobs, err := c.blobs(repository, 20000/int(s.div), 4<<10)
-	return prepared{load: each(clients, enough, gets(blobs))}, err
+	return prepared{load: each(clients, 3*s.burst/2, gets(blobs))}, err
 }
 
 // budget reads what is hot again and again, in time for whoever lets go first of what was used least

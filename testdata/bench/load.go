@@ -74,22 +74,29 @@ type client struct {
 
 // get sends the request and checks the answer, byte for byte.
 func (c *client) get(r *request) error {
+	if err := c.exchange(r); err != nil {
+		return fmt.Errorf("%w: %s", err, r.path)
+	}
+	return nil
+}
+
+func (c *client) exchange(r *request) error {
 	start := time.Now()
 	if _, err := c.conn.Write(r.head); err != nil {
-		return fmt.Errorf("%s: %w", r.path, err)
+		return err
+	}
+	a, n, err := c.answer()
+	if err != nil {
+		return err
+	}
+	if err := a.check(r); err != nil {
+		return err
 	}
 	var first time.Duration
-	a, n, err := c.answer()
-	if err == nil {
-		err = a.check(r)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", r.path, err)
-	}
 	body := c.buf[a.head:n]
 	for at := 0; ; {
 		if len(body) > len(r.want)-at || !bytes.Equal(body, r.want[at:at+len(body)]) {
-			return fmt.Errorf("%s: wrong bytes in the %d after %d", r.path, len(body), at)
+			return fmt.Errorf("wrong bytes in the %d after %d", len(body), at)
 		}
 		if at == 0 && len(body) > 0 {
 			first = time.Since(start)
@@ -98,7 +105,7 @@ func (c *client) get(r *request) error {
 			break
 		}
 		if n, err = c.conn.Read(c.buf); n == 0 {
-			return fmt.Errorf("%s: %d of %d bytes: %w", r.path, at, len(r.want), err)
+			return fmt.Errorf("%d of %d bytes: %w", at, len(r.want), err)
 		}
 		body = c.buf[:n]
 	}

@@ -27,6 +27,8 @@ type flags struct {
 	peers  []string
 	larder string
 	keep   bool
+
+	json, svg, profile string
 }
 
 func main() {
@@ -36,6 +38,7 @@ func main() {
 	}
 	f, err := parseFlags(os.Args[1:])
 	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -50,10 +53,13 @@ func parseFlags(args []string) (flags, error) {
 	var f flags
 	set := flag.NewFlagSet("bench", flag.ContinueOnError)
 	cases := set.String("case", "", "run the cases whose name matches this `regexp`")
-	set.IntVar(&f.rounds, "rounds", 5, "how often each peer runs each case")
+	set.IntVar(&f.rounds, "rounds", 5, "`n`: how often each peer runs each case; 1 with -short")
 	set.BoolVar(&f.short, "short", false, "little of everything, to see that it works")
 	peers := set.String("peers", strings.Join([]string{direct, static, nginx, dockerIO, larder}, ","), "the `peers` to compare")
 	set.StringVar(&f.larder, "larder", "", "the larder to run, instead of building one")
+	set.StringVar(&f.json, "json", "", "write all figures to this `file`")
+	set.StringVar(&f.svg, "svg", "", "write a chart to this `file`")
+	set.StringVar(&f.profile, "profile", "", "write larder's CPU profile of each case to this `directory`")
 	set.BoolVar(&f.keep, "keep", false, "leave the files")
 	if err := set.Parse(args); err != nil {
 		return f, err
@@ -61,9 +67,19 @@ func parseFlags(args []string) (flags, error) {
 	f.peers = strings.Split(*peers, ",")
 	var err error
 	if f.cases, err = regexp.Compile(*cases); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
+		return f, err
 	}
-	return f, err
+	given := func(name string) (found bool) {
+		set.Visit(func(f *flag.Flag) { found = found || f.Name == name })
+		return found
+	}
+	if f.short && !given("rounds") {
+		f.rounds = 1
+	}
+	if f.rounds < 1 || set.NArg() > 0 {
+		return f, fmt.Errorf("-rounds %d %s: not at least one round, or more arguments than there are", f.rounds, set.Args())
+	}
+	return f, nil
 }
 
 // run runs what was asked for and prints it.
@@ -82,10 +98,12 @@ func run(ctx context.Context, f flags) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &bench{dir: dir, peers: peers, rounds: f.rounds, scale: full(), keepDir: f.keep}
+	b := &bench{dir: dir, peers: peers, rounds: f.rounds, scale: full(), keepDir: f.keep, profile: f.profile}
 	if f.short {
 		b.scale = short()
 	}
+	report := newReportFile(f, peers)
+	report.writeHead(os.Stdout)
 	for _, k := range allCases() {
 		if !f.cases.MatchString(k.name) {
 			continue
@@ -94,7 +112,32 @@ func run(ctx context.Context, f flags) (err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", k.name, err)
 		}
+		report.add(r)
 		r.writeTable(os.Stdout)
+		report.Cases[len(report.Cases)-1].writeBars(os.Stdout)
+	}
+	return report.finish(f)
+}
+
+// finish writes the files that were asked for. Where larder could not do a case, that
+// is an error; bars that it misses are not.
+func (f *reportFile) finish(flags flags) error {
+	if flags.json != "" {
+		if err := f.write(flags.json); err != nil {
+			return err
+		}
+	}
+	if flags.svg != "" {
+		if err := f.writeSVG(flags.svg); err != nil {
+			return err
+		}
+	}
+	for _, c := range f.Cases {
+		for _, p := range c.Peers {
+			if p.Peer == larder && p.Refused != "" {
+				return fmt.Errorf("%s: larder: %s", c.Name, p.Refused)
+			}
+		}
 	}
 	return nil
 }

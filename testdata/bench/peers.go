@@ -147,8 +147,9 @@ func (r *running) stop() {
 	}
 }
 
-// nginxConf is what both have in common, close to Debian's. A connection is not
-// closed after 1000 requests: the others don't do that either.
+// nginxConf is what both have in common: Debian's, but that a connection is not closed after 1000
+// requests, as the others don't do that either, and that there is no tcp_nopush. With it, answers
+// of a little more than loopback's 64 KiB packets wait for an ACK, 40 ms each.
 const nginxConf = `
 {{if .Root}}user root;{{end}}
 daemon off;
@@ -158,7 +159,6 @@ error_log {{.Dir}}/error.log;
 events { worker_connections 4096; }
 http {
 	sendfile on;
-	tcp_nopush on;
 	types_hash_max_size 2048;
 	default_type application/octet-stream;
 	access_log {{.Dir}}/access.log;

@@ -117,8 +117,23 @@ func (r row) writeTable(out io.Writer) {
 			fmt.Fprintf(out, "  %s: no figures: %s\n", c.Peer, c.Refused)
 		}
 	}
-	for _, b := range r.bars {
-		fmt.Fprintln(out, "  "+r.judge(b).String())
+}
+
+// writeBars writes which bars are reached.
+func (c caseFigures) writeBars(out io.Writer) {
+	for _, v := range c.Bars {
+		fmt.Fprintln(out, "  "+v.String())
+	}
+}
+
+// writeHead writes what is compared, and where.
+func (f *reportFile) writeHead(out io.Writer) {
+	fmt.Fprintf(out, "%s, %d cores, Linux %s, %s; medians of %d rounds\n", f.Machine.CPU, f.Machine.Cores, f.Machine.Kernel, f.Machine.Go, f.Rounds)
+	for _, p := range f.Peers {
+		fmt.Fprintf(out, "  %s %s%s\n", p.Name, p.Version, p.Missing)
+	}
+	if f.Short {
+		fmt.Fprintln(out, "  -short: too little for figures that mean something; bars are not judged")
 	}
 }
 

@@ -35,6 +35,7 @@ type bench struct {
 	rounds  int
 	scale   scale
 	keepDir bool
+	profile string // a directory for larder's profiles; empty: none
 }
 
 // contestant is a peer in a case.
@@ -64,7 +65,7 @@ func (b *bench) run(ctx context.Context, k benchCase) (row, error) {
 	defer up.stop()
 
 	r := row{k, make([]column, len(b.peers))}
-	trial := trial{dir: dir, benchCase: k, content: c, up: up, prepared: what}
+	trial := &trial{dir: dir, keepDir: b.keepDir, benchCase: k, content: c, up: up, prepared: what}
 	var all []*contestant
 	for i, p := range b.peers {
 		r.columns[i] = column{Peer: p.name, Refused: cmp.Or(p.missing, k.cannot(p.name))}
@@ -77,20 +78,16 @@ func (b *bench) run(ctx context.Context, k benchCase) (row, error) {
 	}()
 	for round := range b.rounds {
 		for i := range all {
-			t := all[(i+round)%len(all)]
-			if t.column.Refused != "" {
-				continue
+			if err := trial.turn(ctx, all[(i+round)%len(all)]); err != nil {
+				return row{}, err
 			}
-			s, err := trial.run(ctx, t)
-			if ctx.Err() != nil {
-				return row{}, context.Cause(ctx)
+		}
+	}
+	for _, t := range all {
+		if t.name == larder && b.profile != "" && t.column.Refused == "" {
+			if err := trial.profile(ctx, t, b.profile); err != nil {
+				return row{}, err
 			}
-			if err != nil {
-				t.column.Refused, t.column.Samples = err.Error(), nil
-				trial.stop(t)
-				continue
-			}
-			t.column.Samples = append(t.column.Samples, s)
 		}
 	}
 	return r, nil
@@ -101,28 +98,54 @@ type trial struct {
 	benchCase
 	prepared
 	dir     string
+	keepDir bool
 	content *content
 	up      *upstream
+	starts  int // of peers so far
+}
+
+// turn is a peer's turn in a round, if it still takes part. The error is that
+// of ctx: a peer's errors are its own, and it takes no more part.
+func (t *trial) turn(ctx context.Context, c *contestant) error {
+	if c.column.Refused != "" {
+		return nil
+	}
+	s, err := t.run(ctx, c)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		c.column.Refused, c.column.Samples = err.Error(), nil
+		t.stop(c)
+	default:
+		c.column.Samples = append(c.column.Samples, s)
+	}
+	return nil
 }
 
 // run is one peer's part of one round.
 func (t *trial) run(ctx context.Context, c *contestant) (sample, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, tooLong, fmt.Errorf("takes more than %v", tooLong))
 	defer cancel()
+	if err := t.ready(ctx, c); err != nil {
+		return sample{}, err
+	}
+	return t.measure(ctx, c.running)
+}
+
+// ready makes all ready for the load.
+func (t *trial) ready(ctx context.Context, c *contestant) error {
 	if !t.keep {
 		t.stop(c)
 	}
 	if c.running == nil {
 		if err := t.start(ctx, c); err != nil {
-			return sample{}, err
+			return err
 		}
 	}
 	// What was written before is not to be written meanwhile.
 	syscall.Sync()
-	if err := t.up.set(t.knobs); err != nil {
-		return sample{}, err
-	}
-	return t.measure(ctx, c.running)
+	return t.up.set(t.knobs)
 }
 
 // measure runs the load.
@@ -208,7 +231,8 @@ func diskUsage(dir string) int64 {
 
 // start starts the peer with an empty cache, or with one that has been warmed.
 func (t *trial) start(ctx context.Context, c *contestant) error {
-	dir := filepath.Join(t.dir, c.name)
+	t.starts++
+	dir := filepath.Join(t.dir, fmt.Sprintf("%s-%d", c.name, t.starts))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -236,8 +260,10 @@ func (t *trial) start(ctx context.Context, c *contestant) error {
 func (t *trial) stop(c *contestant) {
 	if c.running != nil {
 		c.running.stop()
+		if !t.keepDir {
+			os.RemoveAll(c.running.place.Dir) // that of "direct" is empty, which is no file
+		}
 		c.running = nil
-		os.RemoveAll(filepath.Join(t.dir, c.name))
 	}
 }
 
