@@ -6,10 +6,11 @@ import "time"
 type scale struct {
 	div   int64         // sizes and numbers of clients are divided by it
 	burst time.Duration // for cases that take as long as one says
+	sync  bool          // wait for the disk before each run
 }
 
-func full() scale  { return scale{1, 2 * time.Second} }
-func short() scale { return scale{8, 300 * time.Millisecond} }
+func full() scale  { return scale{1, 2 * time.Second, true} }
+func short() scale { return scale{16, 150 * time.Millisecond, false} }
 
 // repository is where everything is that is pulled, but for what a case wants
 // to be counted apart.

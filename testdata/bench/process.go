@@ -159,7 +159,7 @@ func (p *process) cpu() (time.Duration, error) {
 // settledCPU waits until the process is done with what is still to be done
 // after the last answer, for 5 s at most.
 func (p *process) settledCPU() (time.Duration, error) {
-	const quiet, poll = time.Millisecond, 50 * time.Millisecond
+	const quiet, poll = time.Millisecond, 25 * time.Millisecond
 	last, err := p.cpu()
 	for range 5 * time.Second / poll {
 		if err != nil {

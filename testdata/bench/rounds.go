@@ -65,7 +65,7 @@ func (b *bench) run(ctx context.Context, k benchCase) (row, error) {
 	defer up.stop()
 
 	r := row{k, make([]column, len(b.peers))}
-	trial := &trial{dir: dir, keepDir: b.keepDir, benchCase: k, content: c, up: up, prepared: what}
+	trial := &trial{dir: dir, keepDir: b.keepDir, sync: b.scale.sync, benchCase: k, content: c, up: up, prepared: what}
 	var all []*contestant
 	for i, p := range b.peers {
 		r.columns[i] = column{Peer: p.name, Refused: cmp.Or(p.missing, k.cannot(p.name))}
@@ -99,6 +99,7 @@ type trial struct {
 	prepared
 	dir     string
 	keepDir bool
+	sync    bool
 	content *content
 	up      *upstream
 	starts  int // of peers so far
@@ -143,8 +144,9 @@ func (t *trial) ready(ctx context.Context, c *contestant) error {
 			return err
 		}
 	}
-	// What was written before is not to be written meanwhile.
-	syscall.Sync()
+	if t.sync { // what was written before is not to be written meanwhile
+		syscall.Sync()
+	}
 	return t.up.set(t.knobs)
 }
 
