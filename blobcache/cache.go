@@ -267,6 +267,17 @@ func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length in
 	}
 }
 
+// Open opens a blob that is at hand, or returns nil.
+func (c *Cache) Open(d digest.Digest) (*Blob, error) {
+	if blob := c.recall(d); blob != nil {
+		return blob, nil
+	}
+	if c.lookup(d) == nil {
+		return nil, nil
+	}
+	return c.openComplete(d)
+}
+
 // openFill opens the blob of a fill that was joined. If it turns out that it is
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {

@@ -83,5 +83,8 @@ func (m *inMemoryContent) SendTo(w io.Writer, n int64) (int64, error) {
 	return io.CopyN(w, m.Reader, n)
 }
 
+// AtHand reports that nobody has to wait for it.
+func (m *inMemoryContent) AtHand() bool { return true }
+
 // Close has nothing to do: the bytes are shared.
 func (m *inMemoryContent) Close() error { return nil }
