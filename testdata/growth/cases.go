@@ -131,8 +131,6 @@ type result struct {
 const (
 	blobsMetric     = `larder_cache_entries{kind="blob"}`
 	manifestsMetric = `larder_cache_entries{kind="manifest"}`
-	expiredMetric   = `larder_expired_total{kind="blob"}`
-	evictedMetric   = `larder_evicted_total`
 )
 
 // measure measures everything there is to measure with a tree, which afterwards
@@ -292,7 +290,10 @@ func (r *result) sweep(ctx context.Context, binary string, t *tree) error {
 		return fmt.Errorf("the scan took too long: blobs have expired before there was an end of quiet")
 	}
 	time.Sleep(time.Until(due))
-	r.Sweeping, took, cpu, err = l.during(ctx, all, func() error { return l.await(ctx, expiredMetric, t.due) })
+	r.Sweeping, took, cpu, err = l.during(ctx, all, func() error {
+		_, err := t.await(ctx, t.cold())
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -313,28 +314,26 @@ func (r *result) evict(ctx context.Context, binary string, t *tree) error {
 	if _, err := l.firstAnswer(tags[0]); err != nil {
 		return err
 	}
-	if err := l.await(ctx, evictedMetric, 1); err != nil {
-		return err
-	}
-	began := time.Now()
-	first, err := l.metric(evictedMetric)
+	first, err := t.await(ctx, t.cold()-1)
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	before, err := l.cpu()
 	if err != nil {
 		return err
 	}
-	if err := l.await(ctx, evictedMetric, r.Evicted); err != nil {
+	last, err := t.await(ctx, t.cold()-r.Evicted)
+	if err != nil {
 		return err
 	}
 	after, err := l.cpu()
 	if err != nil {
 		return err
 	}
-	if n := float64(r.Evicted - first); first < r.Evicted/2 { // else there was next to nothing to look at
-		r.Evict = ms(time.Since(began)) * float64(r.Evicted) / n
-		r.EvictCPU = (after - before).Seconds() * 1e6 / n
+	if seen := float64(first - last); seen > 0 {
+		r.Evict = ms(time.Since(began)) * float64(r.Evicted) / seen
+		r.EvictCPU = (after - before).Seconds() * 1e6 / seen
 	}
 	return l.stop()
 }

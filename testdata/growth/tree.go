@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -14,6 +15,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -58,6 +60,9 @@ func newTree(dir string, entries int) *tree {
 }
 
 func (t *tree) warm() int { return warmImages * blobsPerImage }
+
+// cold is how many blobs are neither asked for nor due.
+func (t *tree) cold() int { return t.blobs - t.warm() - t.due }
 
 // bytes is what all blobs take.
 func (t *tree) bytes() int { return t.warm()*warmSize + (t.blobs-t.warm())*coldSize }
@@ -234,6 +239,38 @@ func (t *tree) age(due, cold time.Time) error {
 		}
 	}
 	return nil
+}
+
+// left is how many blobs are left of those that are links. To ask larder would take
+// time from what is measured.
+func (t *tree) left() (n int, err error) {
+	for i := 0; i <= t.blobs; i += maxLinks / 2 {
+		for _, kind := range []string{"due", "cold"} {
+			fi, err := os.Stat(t.source(kind, i))
+			if err != nil {
+				return 0, err
+			}
+			n += int(fi.Sys().(*syscall.Stat_t).Nlink) - 1
+		}
+	}
+	return n, nil
+}
+
+// await waits until so many, or fewer, are left, and returns how many.
+func (t *tree) await(ctx context.Context, n int) (left int, err error) {
+	for began := time.Now(); ; {
+		if left, err = t.left(); err != nil || left <= n {
+			return left, err
+		}
+		if time.Since(began) > 2*time.Minute {
+			return left, fmt.Errorf("%d blobs are left and not %d after two minutes", left, n)
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return left, context.Cause(ctx)
+		}
+	}
 }
 
 func sum(data []byte) string {
