@@ -159,6 +159,61 @@ func TestPopTakesTheEarliestDueOrNot(t *testing.T) {
 	}
 }
 
+// tenant is a key that knows its place.
+type tenant struct {
+	name  int
+	place ttl.Place
+}
+
+func (k *tenant) Place() *ttl.Place { return &k.place }
+
+// TestPlacedKeysAreFound moves and deletes keys at random, in a queue that has no
+// map of them and in one that has; both give them out in the same order.
+func TestPlacedKeysAreFound(t *testing.T) {
+	var own ttl.Queue[*tenant]
+	shared := ttl.Queue[*tenant]{Shared: true}
+	now := time.Now()
+	tenants := make([]*tenant, 200)
+	for i := range tenants {
+		tenants[i] = &tenant{name: i}
+	}
+	for i, at := range rand.Perm(5000) {
+		k := tenants[rand.IntN(len(tenants))]
+		if i%3 == 0 {
+			own.Delete(k)
+			shared.Delete(k)
+			continue
+		}
+		own.Set(k, now.Add(time.Duration(at)))
+		shared.Set(k, now.Add(time.Duration(at)))
+	}
+	if own.Len() != shared.Len() || own.Len() == 0 {
+		t.Fatalf("%d keys in one and %d in the other", own.Len(), shared.Len())
+	}
+	for range own.Len() {
+		k, due, _ := own.Pop()
+		other, otherDue, _ := shared.Pop()
+		if k != other || !due.Equal(otherDue) {
+			t.Fatalf("%d due at %v, and %d at %v", k.name, due, other.name, otherDue)
+		}
+		if k.place != (ttl.Place{}) {
+			t.Errorf("%d still has a place", k.name)
+		}
+	}
+}
+
+func TestTimesThatNanosecondsCantSay(t *testing.T) {
+	var q ttl.Queue[string]
+	q.Set("never", time.Now().Add(250*365*24*time.Hour))
+	q.Set("long ago", time.Time{})
+	q.Set("now", time.Now())
+	for _, want := range []string{"long ago", "now", "never"} {
+		if key, _, _ := q.Pop(); key != want {
+			t.Errorf("%q comes next, want %q", key, want)
+		}
+	}
+}
+
 func BenchmarkSet(b *testing.B) {
 	var q ttl.Queue[string]
 	now := time.Now()

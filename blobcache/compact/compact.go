@@ -79,9 +79,6 @@ type Table[E Named] struct {
 	seed  maphash.Seed
 }
 
-// Len is how many there are.
-func (t *Table[E]) Len() int { return t.n }
-
 // Get returns what has the digest d, which must be valid, or nil.
 func (t *Table[E]) Get(d digest.Digest) E {
 	var none E
