@@ -7,11 +7,21 @@ import (
 	"math"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // maxSleep bounds one wait of Run. Due times are wall-clock times, timers are
 // not: a clock that was set forward is noticed within this time.
 const maxSleep = time.Minute
+
+// Of very many keys that are due at once, Run hands out burst, and then no more
+// than pace a second: nothing is lost if they go a little later, and who is served
+// meanwhile should not notice.
+const (
+	pace  = 5000
+	burst = 100
+)
 
 // Queue is a set of keys, each with the time at which it is due. It keeps
 // nothing on disk and does not know what the keys stand for. The zero Queue is
@@ -88,13 +98,16 @@ func (q *Queue[K]) Len() int {
 // keeps it, it waits until next, unless somebody has Set it in the meantime.
 // The error is the cause of ctx's end.
 func (q *Queue[K]) Run(ctx context.Context, expire func(key K) (next time.Time, keep bool)) error {
+	limit := rate.NewLimiter(pace, burst)
 	timer := time.NewTimer(maxSleep)
 	defer timer.Stop()
 	for ctx.Err() == nil {
 		key, ok, wait, wake := q.next()
 		if ok {
-			if next, keep := expire(key); keep {
+			if next, keep := expire(key); keep { // for which there was little to do
 				q.setIfAbsent(key, next)
+			} else {
+				_ = limit.Wait(ctx) // the error is ctx's
 			}
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"sort"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -157,6 +158,29 @@ func TestPopTakesTheEarliestDueOrNot(t *testing.T) {
 			t.Fatalf("Pop = %d, %v, %v; want %d", key, due, ok, n)
 		}
 	}
+}
+
+func TestVeryManyKeysGoOneAfterTheOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q ttl.Queue[string]
+		const n = 2000
+		for i := range n {
+			q.Set("kept "+strconv.Itoa(i), time.Now())
+			q.Set(strconv.Itoa(i), time.Now())
+		}
+		var last time.Duration
+		for key, at := range expiries(t, &q, time.Minute, func(key string) (time.Time, bool) {
+			return time.Now().Add(time.Hour), strings.HasPrefix(key, "kept")
+		}) {
+			if !strings.HasPrefix(key, "kept") {
+				last = max(last, at[0])
+			}
+		}
+		// Those that are kept cost nothing, and are not waited for.
+		if least, most := 300*time.Millisecond, 500*time.Millisecond; last < least || last > most {
+			t.Errorf("the last of %d goes after %v, want %v to %v", n, last, least, most)
+		}
+	})
 }
 
 // tenant is a key that knows its place.

@@ -128,11 +128,6 @@ type result struct {
 	EvictCPU float64 `json:"evictCpuUsPerEntry"`
 }
 
-const (
-	blobsMetric     = `larder_cache_entries{kind="blob"}`
-	manifestsMetric = `larder_cache_entries{kind="manifest"}`
-)
-
 // measure measures everything there is to measure with a tree, which afterwards
 // lacks what was swept and evicted.
 func measure(ctx context.Context, binary string, t *tree) (*result, error) {
@@ -177,14 +172,6 @@ func (r *result) starts(ctx context.Context, binary string, t *tree) error {
 	return nil
 }
 
-// scanned waits until larder knows all that was not removed.
-func (l *larder) scanned(ctx context.Context, t *tree, removed int) error {
-	if err := l.await(ctx, blobsMetric, t.blobs-removed); err != nil {
-		return err
-	}
-	return l.await(ctx, manifestsMetric, t.images)
-}
-
 // scan measures a start to its end, and what is then in memory, and idling.
 func (r *result) scan(ctx context.Context, binary string, t *tree) error {
 	rss0, heap0, err := ofNothing(ctx, binary, t)
@@ -199,7 +186,7 @@ func (r *result) scan(ctx context.Context, binary string, t *tree) error {
 	if _, err := l.firstAnswer(tags[0]); err != nil {
 		return err
 	}
-	lat, _, _, err := l.during(ctx, tags, func() error { return l.scanned(ctx, t, 0) })
+	lat, _, _, err := l.during(ctx, tags, func() error { return l.scanned(t) })
 	if err != nil {
 		return err
 	}
@@ -273,7 +260,7 @@ func (r *result) sweep(ctx context.Context, binary string, t *tree) error {
 	if _, err := l.firstAnswer(all[0]); err != nil {
 		return err
 	}
-	if err := l.scanned(ctx, t, 0); err != nil {
+	if err := l.scanned(t); err != nil {
 		return err
 	}
 	warmUp := func() error { time.Sleep(time.Second); return nil }

@@ -129,25 +129,22 @@ func (l *larder) metric(name string) (int, error) {
 	return 0, fmt.Errorf("no metric %s", name)
 }
 
-// await waits until a metric is at least n.
-func (l *larder) await(ctx context.Context, name string, n int) error {
-	for began := time.Now(); ; {
-		v, err := l.metric(name)
-		if err != nil {
-			return err
-		}
-		if v >= n {
-			return nil
-		}
-		if time.Since(began) > 2*time.Minute {
-			return fmt.Errorf("%s is %d and not %d after two minutes", name, v, n)
-		}
-		select { // often enough to be exact, and seldom enough not to count
-		case <-time.After(min(max(time.Since(began)/50, time.Millisecond), 100*time.Millisecond)):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+// scanned waits until larder knows all that is on disk, and fails if that is not
+// what there should be.
+func (l *larder) scanned(t *tree) error {
+	resp, err := l.client.Get("http://" + l.admin + "/cache/" + host + "/none") // its 404 comes then
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	for name, want := range map[string]int{
+		`larder_cache_entries{kind="blob"}`: t.blobs, `larder_cache_entries{kind="manifest"}`: t.images,
+	} {
+		if n, err := l.metric(name); err != nil || n != want {
+			return errors.Join(err, fmt.Errorf("%s is %d and not %d", name, n, want))
 		}
 	}
+	return nil
 }
 
 // heap is what is alive on the Go heap, and the CPU that finding out took: that of
