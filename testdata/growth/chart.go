@@ -11,7 +11,7 @@ import (
 // straight line is a power, and its slope the exponent.
 const (
 	panelWidth, panelHeight                       = 330, 240
-	marginLeft, marginRight, marginTop, marginLow = 52, 16, 40, 34
+	marginLeft, marginRight, marginTop, marginLow = 52, 36, 56, 34
 	panelsInARow                                  = 3
 )
 
@@ -96,16 +96,25 @@ func (all results) draw(b *bytes.Buffer, p *panel) {
 	}
 	for i, c := range p.curves {
 		colour := colours[i%len(colours)]
-		text(b, marginLeft+float64(i*150), 30, "start", colour, "", c.name)
+		text(b, marginLeft, float64(30+15*i), "start", colour, "", c.name+all.exponents(c))
 		if c.bar > 0 && i == 0 {
 			line(b, marginLeft, p.y(c.bar), panelWidth-marginRight, p.y(c.bar), "#b00", `stroke-dasharray="4 3"`)
 		}
-		all.drawCurve(b, p, c, colour, float64(1-2*i))
+		all.drawCurve(b, p, c, colour)
 	}
 }
 
-// drawCurve draws one, with its exponents above (side 1) or below it (side -1).
-func (all results) drawCurve(b *bytes.Buffer, p *panel, c curve, colour string, side float64) {
+// exponents are those of a curve from each size to the next.
+func (all results) exponents(c curve) (s string) {
+	for i := 1; i < len(all); i++ {
+		if e := c.exponent(all[i-1], all[i]); !math.IsNaN(e) && !math.IsInf(e, 0) {
+			s += fmt.Sprintf(" n^%.2f", e)
+		}
+	}
+	return s
+}
+
+func (all results) drawCurve(b *bytes.Buffer, p *panel, c curve, colour string) {
 	for i, r := range all {
 		v := c.of(r)
 		if v <= 0 {
@@ -118,7 +127,6 @@ func (all results) drawCurve(b *bytes.Buffer, p *panel, c curve, colour string, 
 		}
 		x0, y0 := all.x(all[i-1].Entries), p.y(c.of(all[i-1]))
 		line(b, x0, y0, x, y, colour, `stroke-width="2"`)
-		text(b, (x0+x)/2, (y0+y)/2+4-12*side, "middle", colour, "", fmt.Sprintf("n^%.2f", c.exponent(all[i-1], r)))
 	}
 }
 

@@ -24,10 +24,10 @@ import (
 )
 
 type options struct {
-	sizes           []int
-	larder, dir     string
-	json, svg       string
-	buildOnly, keep bool
+	sizes       []int
+	larder, dir string
+	json, svg   string
+	buildOnly   bool
 }
 
 func main() {
