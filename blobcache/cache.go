@@ -7,6 +7,7 @@
 package blobcache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -112,6 +113,7 @@ type Config struct {
 // goroutines.
 type Cache struct {
 	root   *os.Root
+	dir    *os.File // root's directory
 	cfg    Config
 	log    *zap.Logger
 	disk   *zap.Logger     // for what is wrong with the disk: a line a minute
@@ -179,12 +181,18 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	total, _, err := diskSpace(root)
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil, fmt.Errorf("open blob cache: %w", err)
+	}
+	total, _, err := diskSpace(dir)
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		dir.Close()
 		return nil, fmt.Errorf("open blob cache: %w", err)
 	}
 	c := &Cache{
 		root:      root,
+		dir:       dir,
 		cfg:       cfg,
 		log:       log,
 		disk:      log.WithOptions(zap.WrapCore(onceAMinute)),
@@ -216,6 +224,7 @@ func (c *Cache) Close() error {
 	c.cancel(ErrClosed)
 	c.mu.Unlock()
 	c.wg.Wait()
+	c.dir.Close()
 	return c.root.Close()
 }
 
@@ -288,6 +297,11 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 		leave()
 		return nil, err
 	}
+	if content == nil {
+		leave()
+		c.count.outcomes[outcome].Add(1)
+		return &Blob{Content: &inMemoryContent{bytes.NewReader(f.held)}, Size: size, Outcome: outcome}, nil
+	}
 	if content.stored {
 		outcome = Hit
 	}
@@ -301,7 +315,7 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
 	c.mu.Lock()
 	e, f := c.entries[d], c.fills[d]
-	if e != nil && !e.partial {
+	if e != nil && !e.partial && (e.verified != (stamp{}) || e.size > c.sizes.whole) {
 		size = e.size
 		c.mu.Unlock()
 		return size, true
@@ -311,11 +325,22 @@ func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
 		size = f.knownSize()
 		return size, size >= 0
 	}
-	fi, err := c.root.Stat(blobName(d)) // not scanned yet
-	if err != nil || !fi.Mode().IsRegular() {
+	return c.sizeOnDisk(d)
+}
+
+// sizeOnDisk is the size of a blob that an earlier process has left. Of a small
+// one that is what it should be only if its content is (see settleHeld).
+func (c *Cache) sizeOnDisk(d digest.Digest) (size int64, ok bool) {
+	f, fi, err := durable.Open(c.root, blobName(d))
+	if err != nil {
 		return 0, false
 	}
-	return fi.Size(), true
+	defer f.Close()
+	if size = fi.Size(); size <= c.sizes.whole {
+		_, ok = readSmall(d, f, size)
+		return size, ok
+	}
+	return size, true
 }
 
 // Stats says what the cache holds and has done.
