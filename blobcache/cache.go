@@ -310,39 +310,6 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
 }
 
-// Size is the size of a blob that is on disk or on its way. It never starts a
-// fill and never waits.
-func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
-	c.mu.Lock()
-	e, f := c.entries[d], c.fills[d]
-	if e != nil && !e.partial && (e.verified != (stamp{}) || e.size > c.sizes.whole) {
-		size = e.size
-		c.mu.Unlock()
-		return size, true
-	}
-	c.mu.Unlock()
-	if f != nil {
-		size = f.knownSize()
-		return size, size >= 0
-	}
-	return c.sizeOnDisk(d)
-}
-
-// sizeOnDisk is the size of a blob that an earlier process has left. Of a small
-// one that is what it should be only if its content is (see settleHeld).
-func (c *Cache) sizeOnDisk(d digest.Digest) (size int64, ok bool) {
-	f, fi, err := durable.Open(c.root, blobName(d))
-	if err != nil {
-		return 0, false
-	}
-	defer f.Close()
-	if size = fi.Size(); size <= c.sizes.whole {
-		_, ok = readSmall(d, f, size)
-		return size, ok
-	}
-	return size, true
-}
-
 // Stats says what the cache holds and has done.
 func (c *Cache) Stats() Stats {
 	s := Stats{
