@@ -7,6 +7,7 @@
 package blobcache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -114,6 +115,7 @@ type Config struct {
 // goroutines.
 type Cache struct {
 	root   *os.Root
+	dir    *os.File // root's directory
 	cfg    Config
 	log    *zap.Logger
 	disk   *zap.Logger     // for what is wrong with the disk: a line a minute
@@ -182,12 +184,18 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	total, _, err := diskSpace(root)
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil, fmt.Errorf("open blob cache: %w", err)
+	}
+	total, _, err := diskSpace(dir)
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		dir.Close()
 		return nil, fmt.Errorf("open blob cache: %w", err)
 	}
 	c := &Cache{
 		root:      root,
+		dir:       dir,
 		cfg:       cfg,
 		log:       log,
 		disk:      log.WithOptions(zap.WrapCore(onceAMinute)),
@@ -219,6 +227,7 @@ func (c *Cache) Close() error {
 	c.cancel(ErrClosed)
 	c.mu.Unlock()
 	c.wg.Wait()
+	c.dir.Close()
 	return c.root.Close()
 }
 
@@ -302,34 +311,17 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 		leave()
 		return nil, err
 	}
+	if content == nil {
+		leave()
+		c.count.outcomes[outcome].Add(1)
+		return &Blob{Content: &inMemoryContent{bytes.NewReader(f.held)}, Size: size, Outcome: outcome}, nil
+	}
 	if content.stored {
 		outcome = Hit
 	}
 	content.leave, content.src = leave, src
 	c.count.outcomes[outcome].Add(1)
 	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
-}
-
-// Size is the size of a blob that is on disk or on its way. It never starts a
-// fill and never waits.
-func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
-	c.mu.Lock()
-	e, f := c.entries.Get(d), c.fills[d]
-	if e != nil && !e.partial {
-		size = e.size
-		c.mu.Unlock()
-		return size, true
-	}
-	c.mu.Unlock()
-	if f != nil {
-		size = f.knownSize()
-		return size, size >= 0
-	}
-	fi, err := c.root.Stat(blobName(d)) // not scanned yet
-	if err != nil || !fi.Mode().IsRegular() {
-		return 0, false
-	}
-	return fi.Size(), true
 }
 
 // Stats says what the cache holds and has done.
