@@ -84,6 +84,7 @@ type Blob struct {
 	Content io.ReadSeekCloser
 	Size    int64 // -1: not known before the end; Content can't seek then
 	Outcome Outcome
+	Waited  time.Duration // for the first byte, from whoever sends it; 0: it was here
 }
 
 // Config says what is kept and for how long. The zero Config keeps everything
@@ -270,6 +271,7 @@ func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length in
 // openFill opens the blob of a fill that was joined. If it turns out that it is
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
+	began := time.Now()
 	leave := sync.OnceFunc(func() { c.leave(f) })
 	content, size, err := f.open(ctx, w)
 	if unkept(err) {
@@ -293,7 +295,11 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 	}
 	content.leave, content.src = leave, src
 	c.count.outcomes[outcome].Add(1)
-	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
+	blob := &Blob{Content: content, Size: size, Outcome: outcome}
+	if outcome != Hit {
+		blob.Waited = time.Since(began)
+	}
+	return blob, nil
 }
 
 // Size is the size of a blob that is on disk or on its way. It never starts a

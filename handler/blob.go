@@ -51,7 +51,8 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 	}
 	defer blob.Content.Close()
 	middleware.NoteOf(r.Context()).Outcome = blob.Outcome.String()
-	blobHeader(w.Header(), d, blob.Outcome)
+	blobHeader(w.Header(), d, blobStatus(blob))
+	setTiming(r.Context(), w.Header(), blob.Waited)
 	if blob.Size < 0 && !r.ProtoAtLeast(1, 1) {
 		// Without a length and without chunks, a broken answer would look whole.
 		return &errcode.Error{
@@ -98,10 +99,12 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 		if err != nil {
 			return nil, err
 		}
-		if err := h.entitled(ctx, repo, d); err != nil {
+		asked, err := h.entitled(ctx, repo, d)
+		if err != nil {
 			blob.Content.Close()
 			return nil, err
 		}
+		blob.Waited += asked
 		return blob, nil
 	}
 }
@@ -133,19 +136,22 @@ func broken(repository string, err error) error {
 }
 
 // entitled asks upstream whether the repository has the blob, unless that is
-// known. What was known once is good enough if upstream can't answer.
-func (h *Handler) entitled(ctx context.Context, repo *upstream.Repository, d digest.Digest) error {
+// known; asked is how long that took. What was known once is good enough if upstream
+// can't answer.
+func (h *Handler) entitled(ctx context.Context, repo *upstream.Repository, d digest.Digest) (asked time.Duration, err error) {
 	right := h.manifests.Refers(repo.String(), d)
 	if right == manifestcache.Granted {
-		return nil
+		return 0, nil
 	}
-	_, err := repo.HeadBlob(ctx, d)
+	began := time.Now()
+	_, err = repo.HeadBlob(ctx, d)
+	asked = time.Since(began)
 	h.learn(repo, d, err)
 	switch {
 	case err == nil, upstream.Unreachable(err) && h.onceHad(ctx, repo, d, right):
-		return nil
+		return asked, nil
 	default:
-		return err
+		return asked, err
 	}
 }
 
@@ -174,9 +180,12 @@ func (h *Handler) learn(repo *upstream.Repository, d digest.Digest, err error) {
 func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest) error {
 	size, cached := h.blobs.Size(d)
 	right := h.manifests.Refers(repo.String(), d)
+	var asked time.Duration
 	outcome := blobcache.Hit
 	if !cached || right != manifestcache.Granted {
+		began := time.Now()
 		upstreamSize, err := repo.HeadBlob(ctx, d)
+		asked = time.Since(began)
 		h.learn(repo, d, err)
 		switch {
 		case err == nil && !cached:
@@ -187,7 +196,8 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 		}
 	}
 	middleware.NoteOf(r.Context()).Outcome = outcome.String()
-	blobHeader(w.Header(), d, outcome)
+	blobHeader(w.Header(), d, headStatus(outcome, asked))
+	setTiming(r.Context(), w.Header(), asked)
 	if size < 0 {
 		w.WriteHeader(http.StatusOK)
 		return nil
@@ -195,25 +205,11 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 	return serveContent(w, r, io.NewSectionReader(nil, 0, size), size) // of a HEAD nothing is read
 }
 
-func blobHeader(header http.Header, d digest.Digest, o blobcache.Outcome) {
+func blobHeader(header http.Header, d digest.Digest, status string) {
 	// One allocation for all: this is what warm pulls do most.
-	values := []string{"application/octet-stream", d.String(), `"` + d.String() + `"`, "nosniff", blobStatus(o)}
+	values := []string{"application/octet-stream", d.String(), `"` + d.String() + `"`, "nosniff", status}
 	for i, name := range []string{"Content-Type", "Docker-Content-Digest", "Etag", "X-Content-Type-Options", "Cache-Status"} {
 		header[name] = values[i : i+1 : i+1]
-	}
-}
-
-// blobStatus is the outcome for the Cache-Status header, RFC 9211.
-func blobStatus(o blobcache.Outcome) string {
-	switch o {
-	case blobcache.Hit:
-		return "larder; hit; detail=hit"
-	case blobcache.Join:
-		return "larder; fwd=uri-miss; collapsed; detail=join"
-	case blobcache.Pass:
-		return "larder; fwd=uri-miss; detail=pass"
-	default:
-		return "larder; fwd=uri-miss; stored; detail=miss"
 	}
 }
 
