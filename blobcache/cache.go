@@ -354,6 +354,10 @@ func (c *Cache) Stats() Stats {
 	return s
 }
 
+// Disk is the size of the file system that the blobs are on, and what is free of it.
+// It asks the disk, and may take as long as that takes.
+func (c *Cache) Disk() (size, free int64, err error) { return diskSpace(c.root) }
+
 // openComplete opens a blob that is on disk and that this process has verified.
 // It returns neither blob nor error if a fill has to see to it.
 func (c *Cache) openComplete(d digest.Digest) (*Blob, error) {
