@@ -120,7 +120,7 @@ func (s scraped) checkSelector(t *testing.T, where string, v *parser.VectorSelec
 	}
 	words := regexp.MustCompile(`[a-z0-9]+`).FindAllString(s.help[v.Name], -1)
 	for _, m := range v.LabelMatchers {
-		if m.Name == labels.MetricName || m.Type != labels.MatchEqual && m.Type != labels.MatchRegexp {
+		if m.Name == model.MetricNameLabel || m.Type != labels.MatchEqual && m.Type != labels.MatchRegexp {
 			continue
 		}
 		for value := range strings.SplitSeq(m.Value, "|") {
@@ -131,7 +131,7 @@ func (s scraped) checkSelector(t *testing.T, where string, v *parser.VectorSelec
 		}
 	}
 	for _, m := range v.LabelMatchers {
-		if m.Name != labels.MetricName && !slices.Contains(s.labels[v.Name], m.Name) {
+		if m.Name != model.MetricNameLabel && !slices.Contains(s.labels[v.Name], m.Name) {
 			t.Errorf("%s: %s has no label %s", where, v.Name, m.Name)
 		}
 	}
