@@ -87,6 +87,7 @@ type Blob struct {
 	Content io.ReadSeekCloser
 	Size    int64 // -1: not known before the end; Content can't seek then
 	Outcome Outcome
+	Waited  time.Duration // for the first byte, from whoever sends it; 0: it was here
 }
 
 // Config says what is kept and for how long. The zero Config keeps everything
@@ -293,6 +294,7 @@ func (c *Cache) Open(d digest.Digest) (*Blob, error) {
 // openFill opens the blob of a fill that was joined. If it turns out that it is
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
+	began := time.Now()
 	leave := sync.OnceFunc(func() { c.leave(f) })
 	content, size, err := f.open(ctx, w)
 	if unkept(err) {
@@ -321,7 +323,11 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 	}
 	content.leave, content.src = leave, src
 	c.count.outcomes[outcome].Add(1)
-	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
+	blob := &Blob{Content: content, Size: size, Outcome: outcome}
+	if outcome != Hit {
+		blob.Waited = time.Since(began)
+	}
+	return blob, nil
 }
 
 // Stats says what the cache holds and has done.
@@ -353,6 +359,10 @@ func (c *Cache) Stats() Stats {
 	s.MaxBytes, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
 	return s
 }
+
+// Disk is the size of the file system that the blobs are on, and what is free of it.
+// It asks the disk, and may take as long as that takes.
+func (c *Cache) Disk() (size, free int64, err error) { return diskSpace(c.dir) }
 
 // openComplete opens a blob that is on disk and that this process has verified.
 // It returns neither blob nor error if a fill has to see to it.
