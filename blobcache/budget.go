@@ -317,7 +317,7 @@ func (c *Cache) remove(d digest.Digest, e *entry) (done func() error) {
 	return func() error {
 		err := c.removeFiles(d, e)
 		c.mu.Lock()
-		defer c.mu.Unlock()
+		defer c.unlock()
 		delete(c.fills, d)
 		close(removing.gone)
 		if err != nil {

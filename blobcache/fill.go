@@ -238,7 +238,7 @@ func (c *Cache) run(f *fill) {
 // reports whether no readers are left.
 func (c *Cache) over(f *fill, kept *entry, err error) (unread bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.hold(f, -f.reserved)
 	c.arrived.Add(-f.arrived)
 	if kept != nil {

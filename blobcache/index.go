@@ -79,7 +79,7 @@ func (c *Cache) forget(d digest.Digest, e *entry) {
 	if gone {
 		c.drop(e)
 	}
-	c.mu.Unlock()
+	c.unlock()
 	if gone {
 		c.removeOwner(d, e.account)
 	}
@@ -93,9 +93,9 @@ func (c *Cache) use(d digest.Digest, e *entry, fi fs.FileInfo) bool {
 	c.mu.Lock()
 	if e == nil || e.verified != c.sealOf(fi) {
 		if e != nil && c.entries.Get(d) == e {
-			e.verified = 0
+			c.doubt(e)
 		}
-		c.mu.Unlock()
+		c.unlock()
 		return false
 	}
 	touch := c.usedAt(e, now)
@@ -180,13 +180,15 @@ func (c *Cache) add(e *entry) {
 	}
 }
 
-// drop takes e, which may be nil, out of the index. Needs mu.
+// drop takes e, which may be nil, out of the index. Needs mu, which is then let go
+// of with unlock.
 func (c *Cache) drop(e *entry) {
 	if e == nil {
 		return
 	}
 	c.entries.Delete(e)
 	c.cfg.Memory.Delete(inMemory(e.name.Digest()))
+	c.idle.dropOf(e)
 	c.due.Delete(e)
 	c.counted(e).count(-1, -e.size)
 	for _, q := range e.account.all() {
