@@ -398,8 +398,8 @@ func (c *Cache) openComplete(d digest.Digest, known *entry) (*Blob, error) {
 		return c.memorize(d, known, f, fi), nil
 	}
 	c.count.outcomes[Hit].Add(1)
-	content := &storedContent{cache: c, digest: d, opened: idleFile{entry: known, file: f, stamp: stampOf(fi)}, size: fi.Size()}
-	return &Blob{Content: content, Size: fi.Size(), Outcome: Hit}, nil
+	content := &storedContent{cache: c, digest: d, opened: idleFile{entry: known, file: f}, size: fi.Size()}
+	return &Blob{Content: content, Size: content.size, Outcome: Hit}, nil
 }
 
 // discard removes what has a blob's name and can't be a blob, so that the blob

@@ -28,7 +28,6 @@ const (
 type idleFile struct {
 	entry *entry
 	file  *os.File
-	stamp stamp // when it was opened
 	since time.Time
 }
 
@@ -100,7 +99,7 @@ func (c *Cache) unlock() {
 }
 
 // takeIdle returns an open file of e, which may be nil, to be read by the caller
-// alone. There is no file if none is open, or it is no longer what it was.
+// alone, and what it is now. There is no file if none is open that still has a name.
 func (c *Cache) takeIdle(e *entry) (*os.File, fs.FileInfo) {
 	for e != nil {
 		c.mu.Lock()
@@ -110,7 +109,7 @@ func (c *Cache) takeIdle(e *entry) (*os.File, fs.FileInfo) {
 			break
 		}
 		fi, err := idle.file.Stat()
-		if err == nil && stampOf(fi) == idle.stamp && !unlinked(fi) {
+		if err == nil && !unlinked(fi) {
 			return idle.file, fi
 		}
 		idle.file.Close()

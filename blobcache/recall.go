@@ -54,11 +54,11 @@ func (c *Cache) memorize(d digest.Digest, e *entry, f *os.File, fi fs.FileInfo) 
 	c.mu.Lock()
 	switch current := c.entries.Get(d) == e; {
 	case !right:
-		c.doubt(e)
+		e.verified = 0
 	case current && e.verified != 0: // neither removed nor doubted meanwhile
 		c.cfg.Memory.Put(inMemory(d), memory.Content{Bytes: data})
 	}
-	c.unlock()
+	c.mu.Unlock()
 	if !right {
 		return nil
 	}
@@ -68,7 +68,7 @@ func (c *Cache) memorize(d digest.Digest, e *entry, f *os.File, fi fs.FileInfo) 
 // readSmall reads all of a small file, and says whether it is the blob d.
 func readSmall(d digest.Digest, f *os.File, size int64) (data []byte, right bool) {
 	data = make([]byte, size)
-	_, err := io.ReadFull(io.NewSectionReader(f, 0, size), data) // from its start, wherever its last reader has left it
+	_, err := io.ReadFull(f, data)
 	return data, err == nil && d.Algorithm().FromBytes(data) == d
 }
 

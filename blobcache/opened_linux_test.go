@@ -276,24 +276,75 @@ func TestFileThatIsAskedForStaysOpen(t *testing.T) {
 }
 
 // A use is written to disk once in a while, which changes what a file looks like.
-func TestFileIsOpenedAnewWhenItsUseWasRecorded(t *testing.T) {
+func TestFileStaysOpenWhenItsUseIsRecorded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, s, _ := left(t, t.TempDir(), blobcache.Config{TTL: 20 * time.Second})
+		dir := t.TempDir()
+		c, s, file := left(t, dir, blobcache.Config{TTL: 20 * time.Second})
+		before, err := os.Stat(blobPath(dir, s.digest))
+		if err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(3 * time.Second)
 		for range 3 {
-			b, err := c.Get(t.Context(), s.digest, noFetch(t))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !b.Stored() {
-				t.Error("verified once more")
+			b := get(t, c, s)
+			if !b.Stored() || b.File() != file {
+				t.Error("the file was opened again, or verified")
 			}
 			wantBlob(t, b, s.data, blobcache.Hit)
 		}
-		if n := c.Idle(); n != 1 {
-			t.Errorf("%d files are open that nobody reads, want 1", n)
+		if after, err := os.Stat(blobPath(dir, s.digest)); err != nil || after.ModTime().Equal(before.ModTime()) {
+			t.Errorf("no use is recorded: %v", err)
 		}
 	})
+}
+
+// No new file can be opened, but for those that nobody reads.
+func TestIdleFilesMakeWay(t *testing.T) {
+	c := openCache(t, t.TempDir(), blobcache.Config{})
+	wanted := newSource(large)
+	drain(t, c, wanted)
+	for i := range 5 { // more than a path has directories
+		s := newSource(large + 1 + i)
+		drain(t, c, s)
+		waitIdle(t, c)
+		wantBlob(t, get(t, c, s), s.data, blobcache.Hit)
+	}
+	exhaustFiles(t)
+	b, err := c.Get(t.Context(), wanted.digest, noFetch(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantBlob(t, b, wanted.data, blobcache.Hit)
+}
+
+// exhaustFiles opens all files that this process may have open, of which it makes
+// few, until the test ends.
+func exhaustFiles(t *testing.T) {
+	t.Helper()
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	few := was
+	few.Cur = 200
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	})
+	for {
+		f, err := os.Open(os.DevNull)
+		if errors.Is(err, syscall.EMFILE) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+	}
 }
 
 func TestIdleFilesAreBounded(t *testing.T) {
