@@ -7,7 +7,6 @@
 package blobcache
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -316,7 +315,7 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 	if content == nil {
 		leave()
 		c.count.outcomes[outcome].Add(1)
-		return &Blob{Content: &inMemoryContent{bytes.NewReader(f.held)}, Size: size, Outcome: outcome}, nil
+		return &Blob{Content: memory.NewReader(f.held), Size: size, Outcome: outcome, Waited: time.Since(began)}, nil
 	}
 	if content.stored {
 		outcome = Hit

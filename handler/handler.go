@@ -38,6 +38,7 @@ type Handler struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	answers   *answers
+	renewals  *renewals
 	catalog   func(user, repository string) bool
 }
 
@@ -45,7 +46,7 @@ type Handler struct {
 // middleware).
 func New(cfg Config) *Handler {
 	return &Handler{
-		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(),
+		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(), renewals: newRenewals(),
 	}
 }
 

@@ -21,7 +21,9 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *up
 	if err != nil {
 		return err
 	}
-	h.blobs.Renew(h.manifests.Blobs(m.Digest)) // an image lives and goes as a whole
+	if h.renewals.due(m.Digest) {
+		h.blobs.Renew(h.manifests.Blobs(m.Digest)) // an image lives and goes as a whole
+	}
 	middleware.NoteOf(r.Context()).Outcome = m.Outcome.String()
 	content, err := h.manifests.Content(m)
 	if err != nil {
