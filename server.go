@@ -21,6 +21,7 @@ import (
 	"larder/blobcache/memory"
 	"larder/handler"
 	"larder/handler/admin"
+	"larder/handler/admin/setup"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
 	"larder/manifestcache"
@@ -221,8 +222,18 @@ func (p *program) control() *admin.Control {
 			glob, err := handler.ParseGlob(pattern)
 			return glob.Match, err
 		},
+		Others: p.pages(),
 		Logger: p.log.Named("admin"),
 	}
+}
+
+// pages help operators to use larder and to find out what is wrong with it.
+func (p *program) pages() map[string]http.Handler {
+	clients := setup.Handler(setup.Config{
+		Registries: p.cfg.upstreams, Addr: p.servers[0].listener.Addr().String(),
+		TLS: p.cfg.TLSCert != "", SignIn: p.cfg.Htpasswd != "" || p.cfg.ClientCA != "" || p.cfg.Auth == authToken,
+	})
+	return map[string]http.Handler{"/setup": clients, "/setup/": clients}
 }
 
 // serve runs until ctx is done or a listener fails.
