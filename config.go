@@ -82,6 +82,8 @@ type config struct {
 
 	ShutdownGrace time.Duration `env:"LARDER_SHUTDOWN_GRACE" envDefault:"20s"`
 
+	DoctorReference string `env:"LARDER_DOCTOR_REFERENCE"`
+
 	upstreams   []upstream.Registry // of UpstreamList
 	access      handler.Access      // of Allow and Deny
 	middlewares []string            // of Middleware
@@ -251,6 +253,9 @@ func (c *config) check() (problems []error) {
 	if c.AdminAddr != "" && !validAddr(c.AdminAddr) {
 		bad("LARDER_ADMIN_ADDR: not an address like 127.0.0.1:5001")
 	}
+	if err := c.checkReference(); err != nil {
+		bad("LARDER_DOCTOR_REFERENCE: %w", err)
+	}
 	if c.LogLevel > zapcore.ErrorLevel {
 		bad("LARDER_LOG_LEVEL: not %s", form(reflect.TypeFor[zapcore.Level]()))
 	}
@@ -275,6 +280,22 @@ func (c *config) check() (problems []error) {
 		bad("LARDER_USERNAME: set without LARDER_PASSWORD or LARDER_PASSWORD_FILE")
 	}
 	return problems
+}
+
+// checkReference needs the upstreams.
+func (c *config) checkReference() error {
+	if c.DoctorReference == "" || c.upstreams == nil {
+		return nil
+	}
+	name, _, _, err := upstream.SplitReference(c.DoctorReference)
+	if err != nil {
+		return err
+	}
+	client, err := upstream.New(c.upstreamConfig())
+	if err == nil {
+		_, err = client.Repository("", name)
+	}
+	return err
 }
 
 // checkGlobs needs the upstreams.

@@ -4,6 +4,7 @@
 //
 //	larder           run, configured by LARDER_* environment variables
 //	larder demo      show a cold pull, a warm one, and one without the upstream
+//	larder doctor    find out what does not work, and what to do about it
 //	larder health    ask a running larder whether it is well; for health checks
 //	larder version   print the version
 //	larder help      print this
@@ -27,6 +28,7 @@ const usage = `larder is a pull-through cache for container images.
 
   larder           run, configured by LARDER_* environment variables
   larder demo      show a cold pull, a warm one, and one without the upstream
+  larder doctor    find out what does not work, and what to do about it
   larder health    ask a running larder whether it is well; for health checks
   larder version   print the version
   larder help      print this
@@ -65,6 +67,8 @@ func command(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 	switch args[0] {
 	case "demo":
 		return demo(ctx, stdout, stderr)
+	case "doctor":
+		return examineAll(ctx, environ, stdout, stderr)
 	case "health":
 		return health(ctx, environ)
 	case "version", "-version", "--version":

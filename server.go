@@ -15,7 +15,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"larder/auth"
 	"larder/auth/htpasswd"
 	"larder/blobcache"
 	"larder/blobcache/memory"
@@ -103,18 +102,9 @@ func (p *program) open() (err error) {
 		return err
 	}
 	metrics := admin.NewMetrics(version())
-	p.upstreams, err = upstream.New(upstream.Config{
-		Registries: cfg.upstreams,
-		Keychain: &auth.Keychain{
-			Host: cfg.upstreams[0].Host, Username: cfg.Username, Password: cfg.Password, PasswordFile: cfg.PasswordFile,
-		},
-		UserAgent:   "larder/" + version(),
-		Connections: int(cfg.UpstreamConnections),
-		Floor:       int(cfg.RateLimitFloor),
-		Observe:     metrics.Asked,
-		Logger:      p.log.Named("upstream"),
-	})
-	if err != nil {
+	asking := cfg.upstreamConfig()
+	asking.Observe, asking.Logger = metrics.Asked, p.log.Named("upstream")
+	if p.upstreams, err = upstream.New(asking); err != nil {
 		return err
 	}
 	if err := p.openCaches(metrics); err != nil {
@@ -233,7 +223,7 @@ func (p *program) pages() map[string]http.Handler {
 		Registries: p.cfg.upstreams, Addr: p.servers[0].listener.Addr().String(),
 		TLS: p.cfg.TLSCert != "", SignIn: p.cfg.Htpasswd != "" || p.cfg.ClientCA != "" || p.cfg.Auth == authToken,
 	})
-	return map[string]http.Handler{"/setup": clients, "/setup/": clients}
+	return map[string]http.Handler{"/setup": clients, "/setup/": clients, "/doctor": p.doctor()}
 }
 
 // serve runs until ctx is done or a listener fails.
