@@ -36,7 +36,7 @@ type config struct {
 	Catalog bool `env:"LARDER_CATALOG" envDefault:"false"`
 
 	Username     string `env:"LARDER_USERNAME"`
-	Password     string `env:"LARDER_PASSWORD"`
+	Password     string `env:"LARDER_PASSWORD" secret:"yes"`
 	PasswordFile string `env:"LARDER_PASSWORD_FILE"`
 
 	BlobTTL     time.Duration `env:"LARDER_BLOB_TTL" envDefault:"168h"`
@@ -76,7 +76,7 @@ type config struct {
 	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,audit,metrics,recover,auth,allow,readonly,limit"`
 
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
-	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`
+	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"auto"`
 
 	AuditLog string `env:"LARDER_AUDIT_LOG" envDefault:"off"`
 
@@ -259,8 +259,8 @@ func (c *config) check() (problems []error) {
 	if c.LogLevel > zapcore.ErrorLevel {
 		bad("LARDER_LOG_LEVEL: not %s", form(reflect.TypeFor[zapcore.Level]()))
 	}
-	if c.LogFormat != "json" && c.LogFormat != "console" {
-		bad("LARDER_LOG_FORMAT: not one of json, console")
+	if !slices.Contains([]string{"auto", "json", "console"}, c.LogFormat) {
+		bad("LARDER_LOG_FORMAT: not one of auto, json, console")
 	}
 	if !validAuditLog(c.AuditLog) {
 		bad("LARDER_AUDIT_LOG: not off, stdout, or the path of a file, with a slash")

@@ -25,7 +25,7 @@ func TestConfigDefaults(t *testing.T) {
 		Auth:        authBasic,
 		Middleware:  "requestid,log,audit,metrics,recover,auth,allow,readonly,limit",
 		middlewares: []string{"requestid", "log", "audit", "metrics", "recover", "auth", "allow", "readonly", "limit"}, settings: map[string]string{},
-		LogLevel: zapcore.InfoLevel, LogFormat: "json", AuditLog: "off", ShutdownGrace: 20 * time.Second,
+		LogLevel: zapcore.InfoLevel, LogFormat: "auto", AuditLog: "off", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
 	for f := range reflect.TypeFor[config]().Fields() {

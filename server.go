@@ -42,6 +42,7 @@ type program struct {
 	cfg        *config
 	log        *zap.Logger
 	stdout     io.Writer
+	stderr     io.Writer
 	dir        *cacheDir
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
@@ -71,7 +72,7 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 			log.Warn("unknown variable", zap.String("variable", v.name))
 		}
 	}
-	p := &program{cfg: cfg, log: log, stdout: stdout}
+	p := &program{cfg: cfg, log: log, stdout: stdout, stderr: stderr}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.open(); err != nil {
 		return err
@@ -79,12 +80,18 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 	return p.serve(ctx)
 }
 
+// newLogger writes JSON, or lines for people if they want that or look at a terminal.
 func newLogger(cfg *config, w io.Writer) *zap.Logger {
 	encoding := zap.NewProductionEncoderConfig()
 	encoding.EncodeTime = zapcore.ISO8601TimeEncoder
 	encoding.EncodeDuration = zapcore.StringDurationEncoder
 	encoder := zapcore.NewJSONEncoder(encoding)
-	if cfg.LogFormat == "console" {
+	switch {
+	case cfg.forPeople(w):
+		encoding.EncodeTime = zapcore.TimeEncoderOfLayout(time.TimeOnly)
+		encoding.EncodeLevel = zapcore.CapitalColorLevelEncoder
+		encoder = zapcore.NewConsoleEncoder(encoding)
+	case cfg.LogFormat == "console":
 		encoding.EncodeLevel = zapcore.CapitalLevelEncoder
 		encoder = zapcore.NewConsoleEncoder(encoding)
 	}
@@ -248,6 +255,9 @@ func (p *program) serve(ctx context.Context) error {
 		zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 		zap.Bool("password", p.cfg.Htpasswd != ""),
 		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+	if p.cfg.forPeople(p.stderr) {
+		p.greet(ctx)
+	}
 	<-ctx.Done()
 	err := context.Cause(ctx)
 	p.shutdown()
