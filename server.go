@@ -251,12 +251,13 @@ func (p *program) serve(ctx context.Context) error {
 	if len(p.servers) > 1 {
 		adminAddr = p.servers[1].listener.Addr().String()
 	}
-	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
-		zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
-		zap.Bool("password", p.cfg.Htpasswd != ""),
-		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
 	if p.cfg.forPeople(p.stderr) {
 		p.greet(ctx)
+	} else {
+		p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
+			zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
+			zap.Bool("password", p.cfg.Htpasswd != ""),
+			zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
 	}
 	<-ctx.Done()
 	err := context.Cause(ctx)
