@@ -91,6 +91,11 @@ func reachable(addr string) string {
 func (p *program) doctor() http.Handler {
 	var flights singleflight.Group
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Another's page, in the browser of who can reach this, must not have registries asked.
+		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+			http.Error(w, "not for another's page", http.StatusForbidden)
+			return
+		}
 		result := <-flights.DoChan("", func() (any, error) {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), examination)
 			defer cancel()

@@ -64,6 +64,26 @@ func TestDoctorOfARunningLarder(t *testing.T) {
 	}
 }
 
+func TestDoctorIsNotForOtherPages(t *testing.T) {
+	t.Parallel()
+	l := startLarder(t, nil, "LARDER_ADMIN_ADDR="+freeAddr(t))
+	for site, want := range map[string]int{"cross-site": http.StatusForbidden, "same-site": http.StatusForbidden, "none": http.StatusOK, "same-origin": http.StatusOK} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.admin(t)+"/doctor", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Sec-Fetch-Site", site)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: got %s, want %d", site, resp.Status, want)
+		}
+	}
+}
+
 // Without a setting, an image that is cached is pulled.
 func TestDoctorTakesACachedImage(t *testing.T) {
 	t.Parallel()

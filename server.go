@@ -230,7 +230,7 @@ func (p *program) pages() map[string]http.Handler {
 		Registries: p.cfg.upstreams, Addr: p.servers[0].listener.Addr().String(),
 		TLS: p.cfg.TLSCert != "", SignIn: p.cfg.Htpasswd != "" || p.cfg.ClientCA != "" || p.cfg.Auth == authToken,
 	})
-	return map[string]http.Handler{"/setup": clients, "/setup/": clients, "/doctor": p.doctor()}
+	return map[string]http.Handler{"/setup": clients, "/setup/": clients, "GET /doctor": p.doctor()}
 }
 
 // serve runs until ctx is done or a listener fails.

@@ -179,6 +179,14 @@ func TestWhatFails(t *testing.T) {
 			},
 			"listener registry", doctor.Failed, []string{"404", "not larder", "LARDER_ADDR"},
 		},
+		"another program that has everything": {
+			func(t *testing.T, p *patient) {
+				other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+				t.Cleanup(other.Close)
+				p.cfg.Listeners[0].URL = other.URL + "/v2/"
+			},
+			"listener registry", doctor.Failed, []string{"200", "not larder"},
+		},
 		"nobody, though larder runs": {
 			func(_ *testing.T, p *patient) { p.cfg.Listeners[0].URL = "http://127.0.0.1:1/v2/" },
 			"listener registry", doctor.Failed, []string{"refused", "LARDER_ADDR"},
@@ -186,6 +194,13 @@ func TestWhatFails(t *testing.T) {
 		"no such image": {
 			func(_ *testing.T, p *patient) { p.cfg.Reference = "docker.io/org/none:1" },
 			"pull through larder", doctor.Failed, []string{"docker.io/org/none:1", "MANIFEST_UNKNOWN"},
+		},
+		"a wrong blob, and larder gives it": { // which it never does: here the registry itself stands in for it
+			func(_ *testing.T, p *patient) {
+				p.cfg.Pull = p.hub.URL
+				p.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.FlipByte(0))
+			},
+			"pull through larder", doctor.Failed, []string{"another digest"},
 		},
 		"a wrong blob": {
 			func(_ *testing.T, p *patient) {
