@@ -126,50 +126,60 @@ func TestWhatFails(t *testing.T) {
 	}{
 		"upstream gone": {
 			func(_ *testing.T, p *patient) { p.hub.Stop() },
-			"upstream docker.io", doctor.Failed, []string{"connect", "refused", "firewall"},
+			"upstream docker.io", doctor.Failed,
+			[]string{"connect", "refused", "firewall"},
 		},
 		"upstream, 5xx": {
 			func(_ *testing.T, p *patient) { p.hub.Fault(upstreamtest.Match{}, upstreamtest.Status(500, nil)) },
-			"upstream docker.io", doctor.Failed, []string{"500", "status page"},
+			"upstream docker.io", doctor.Failed,
+			[]string{"500", "status page"},
 		},
 		"upstream wants a password": {
 			func(_ *testing.T, p *patient) { p.hub.RequireBasic("user", "hush") },
-			"upstream docker.io", doctor.Failed, []string{"401", "LARDER_USERNAME"},
+			"upstream docker.io", doctor.Failed,
+			[]string{"401", "LARDER_USERNAME"},
 		},
 		"upstream wants a password: the pull": {
 			func(_ *testing.T, p *patient) { p.hub.RequireBasic("user", "hush") },
-			"pull through larder", doctor.Failed, []string{"DENIED", "LARDER_DOCTOR_REFERENCE"},
+			"pull through larder", doctor.Failed,
+			[]string{"DENIED", "LARDER_DOCTOR_REFERENCE"},
 		},
 		"upstream's clock": {
 			func(_ *testing.T, p *patient) {
 				p.hub.Fault(upstreamtest.Match{}, upstreamtest.SetHeader("Date", time.Now().Add(2*time.Hour).UTC().Format(http.TimeFormat)))
 			},
-			"upstream docker.io", doctor.Warning, []string{"ahead", "clock"},
+			"upstream docker.io", doctor.Warning,
+			[]string{"ahead", "clock"},
 		},
 		"no pulls left": {
 			func(_ *testing.T, p *patient) {
 				p.hub.Fault(upstreamtest.Match{}, upstreamtest.SetHeader("RateLimit-Limit", "100;w=21600"), upstreamtest.SetHeader("RateLimit-Remaining", "0;w=21600"))
 			},
-			"upstream docker.io", doctor.Warning, []string{"0 of 100 pulls are left", "6h0m0s"},
+			"upstream docker.io", doctor.Warning,
+			[]string{"0 of 100 pulls are left", "6h0m0s"},
 		},
 		"the cache is a file": {
 			func(_ *testing.T, p *patient) {
 				p.cfg.CacheDir = filepath.Join(p.cfg.CacheDir, "file")
 				os.WriteFile(p.cfg.CacheDir, nil, 0o600)
 			},
-			"cache directory", doctor.Failed, []string{"LARDER_CACHE_DIR", "chown"},
+			"cache directory", doctor.Failed,
+			[]string{"LARDER_CACHE_DIR", "chown"},
 		},
 		"the cache is open": {
 			func(_ *testing.T, p *patient) { os.Chmod(p.cfg.CacheDir, 0o755) },
-			"cache directory", doctor.Warning, []string{"chmod 700"},
+			"cache directory", doctor.Warning,
+			[]string{"chmod 700"},
 		},
 		"the cache is not there yet": {
 			func(_ *testing.T, p *patient) { p.cfg.CacheDir = filepath.Join(p.cfg.CacheDir, "a", "b") },
-			"cache directory", doctor.OK, []string{"not there yet"},
+			"cache directory", doctor.OK,
+			[]string{"not there yet"},
 		},
 		"no room": {
 			func(_ *testing.T, p *patient) { p.cfg.MinFree = blobcache.Limit{Percent: 100} },
-			"cache space", doctor.Failed, []string{"LARDER_MIN_FREE"},
+			"cache space", doctor.Failed,
+			[]string{"LARDER_MIN_FREE"},
 		},
 		"another program": {
 			func(t *testing.T, p *patient) {
@@ -177,7 +187,8 @@ func TestWhatFails(t *testing.T) {
 				t.Cleanup(other.Close)
 				p.cfg.Listeners[0].URL = other.URL + "/v2/"
 			},
-			"listener registry", doctor.Failed, []string{"404", "not larder", "LARDER_ADDR"},
+			"listener registry", doctor.Failed,
+			[]string{"404", "not larder", "LARDER_ADDR"},
 		},
 		"another program that has everything": {
 			func(t *testing.T, p *patient) {
@@ -185,28 +196,33 @@ func TestWhatFails(t *testing.T) {
 				t.Cleanup(other.Close)
 				p.cfg.Listeners[0].URL = other.URL + "/v2/"
 			},
-			"listener registry", doctor.Failed, []string{"200", "not larder"},
+			"listener registry", doctor.Failed,
+			[]string{"200", "not larder"},
 		},
 		"nobody, though larder runs": {
 			func(_ *testing.T, p *patient) { p.cfg.Listeners[0].URL = "http://127.0.0.1:1/v2/" },
-			"listener registry", doctor.Failed, []string{"refused", "LARDER_ADDR"},
+			"listener registry", doctor.Failed,
+			[]string{"refused", "LARDER_ADDR"},
 		},
 		"no such image": {
 			func(_ *testing.T, p *patient) { p.cfg.Reference = "docker.io/org/none:1" },
-			"pull through larder", doctor.Failed, []string{"docker.io/org/none:1", "MANIFEST_UNKNOWN"},
+			"pull through larder", doctor.Failed,
+			[]string{"docker.io/org/none:1", "MANIFEST_UNKNOWN"},
 		},
 		"a wrong blob, and larder gives it": { // which it never does: here the registry itself stands in for it
 			func(_ *testing.T, p *patient) {
 				p.cfg.Pull = p.hub.URL
 				p.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.FlipByte(0))
 			},
-			"pull through larder", doctor.Failed, []string{"another digest"},
+			"pull through larder", doctor.Failed,
+			[]string{"another digest"},
 		},
 		"a wrong blob": {
 			func(_ *testing.T, p *patient) {
 				p.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.FlipByte(0))
 			},
-			"pull through larder", doctor.Failed, []string{"blob"},
+			"pull through larder", doctor.Failed,
+			[]string{"blob"},
 		},
 	}
 	for name, test := range tests {
