@@ -128,3 +128,30 @@ func TestDoctorWithoutARunningLarder(t *testing.T) {
 		t.Errorf("of a wrong configuration: %v", err)
 	}
 }
+
+// Who keeps clients out is well all the same: a doctor is no client.
+func TestDoctorOfALarderThatKeepsClientsOut(t *testing.T) {
+	t.Parallel()
+	t.Run("password", func(t *testing.T) {
+		t.Parallel()
+		l := startLocked(t, "LARDER_ADMIN_ADDR="+freeAddr(t))
+		if _, text := l.askDoctor(t, ""); !strings.Contains(text, "ok       listener registry") || strings.Contains(text, "failed   pull") {
+			t.Errorf("got:\n%s", text)
+		}
+	})
+	t.Run("token", func(t *testing.T) {
+		t.Parallel()
+		hub := newUpstream(t, "docker.io")
+		l := startWithUsers(t, []*testUpstream{hub}, "LARDER_ADMIN_ADDR="+freeAddr(t), "LARDER_AUTH=token")
+		if _, text := l.askDoctor(t, ""); !strings.Contains(text, "ok       listener registry") || !strings.Contains(text, "skipped  pull through larder: not tried: clients must sign in") {
+			t.Errorf("got:\n%s", text)
+		}
+	})
+	t.Run("certificate", func(t *testing.T) {
+		t.Parallel()
+		l, _ := startTLS(t, newAuthority(t, "ca"), "LARDER_ADMIN_ADDR="+freeAddr(t))
+		if _, text := l.askDoctor(t, ""); !strings.Contains(text, "ok       listener registry") || !strings.Contains(text, "skipped  pull through larder: not tried: clients must show a certificate") {
+			t.Errorf("got:\n%s", text)
+		}
+	})
+}
