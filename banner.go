@@ -21,7 +21,7 @@ const counting = 300 * time.Millisecond
 // forPeople reports whether somebody looks at what is written to w.
 func (c *config) forPeople(w io.Writer) bool {
 	file, ok := w.(*os.File)
-	return ok && c.LogFormat == "auto" && term.IsTerminal(int(file.Fd()))
+	return ok && c.LogFormat != "json" && term.IsTerminal(int(file.Fd()))
 }
 
 // greet says where everything is, and how to go on.
@@ -30,7 +30,7 @@ func (p *program) greet(ctx context.Context) {
 	if len(p.servers) > 1 {
 		addr := shortAddr(p.servers[1].listener.Addr())
 		adminAddr = "http://" + addr + "/"
-		next = fmt.Sprintf("containerd on this machine:  curl -s %[1]s/setup/containerd.sh | sudo sh\n"+
+		next = fmt.Sprintf("containerd on this machine:  curl -fsS %[1]s/setup/containerd.sh | sudo sh\n"+
 			"  other clients:               http://%[1]s/setup\n  if something is wrong:       larder doctor", addr)
 	}
 	var upstreams []string

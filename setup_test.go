@@ -60,25 +60,31 @@ func (l *larder) admin(t *testing.T) string {
 func TestContainerdPullsAfterTheSetupScript(t *testing.T) {
 	t.Parallel()
 	requireContainerd(t)
-	hub := newUpstream(t, "docker.io")
-	hub.push(t, "library/larder-test-hello:1", bootableImage(t))
-	l := startLarder(t, []*testUpstream{hub}, "LARDER_ADMIN_ADDR="+freeAddr(t))
-	root := shortDir(t)
-	if out := l.install(t, root, "containerd.sh?fallback=false"); !strings.Contains(out, "config_path") {
-		t.Errorf("it does not say what containerd lacks: %s", out)
-	}
-	if out := l.install(t, root, "containerd.sh?fallback=false"); !strings.Contains(out, "nothing to do") {
-		t.Errorf("the second time: %s", out)
-	}
-	for _, when := range []string{"cold", "upstream stopped"} {
-		c := startContainerd(t)
-		c.hosts = filepath.Join(root, "etc", "containerd", "certs.d")
-		if err := c.pull(t, hubName+":1"); err != nil {
-			t.Fatalf("%s: %v", when, err)
-		}
-		if got, err := c.run(t, hubName+":1"); err != nil || got != greeting {
-			t.Errorf("%s: got %q, want %q (%v)", when, got, greeting, err)
-		}
-		hub.stop()
+	for name, script := range map[string]string{"with fallback": "containerd.sh", "without": "containerd.sh?fallback=false"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			hub := newUpstream(t, "docker.io")
+			hub.push(t, "library/larder-test-hello:1", bootableImage(t))
+			l := startLarder(t, []*testUpstream{hub}, "LARDER_ADMIN_ADDR="+freeAddr(t))
+			root := shortDir(t)
+			if out := l.install(t, root, script); !strings.Contains(out, "config_path") {
+				t.Errorf("it does not say what containerd lacks: %s", out)
+			}
+			if out := l.install(t, root, script); !strings.Contains(out, "nothing to do") {
+				t.Errorf("the second time: %s", out)
+			}
+			for _, when := range []string{"cold", "upstream stopped"} {
+				c := startContainerd(t)
+				c.hosts = filepath.Join(root, "etc", "containerd", "certs.d")
+				if err := c.pull(t, hubName+":1"); err != nil {
+					t.Fatalf("%s: %v", when, err)
+				}
+				if got, err := c.run(t, hubName+":1"); err != nil || got != greeting {
+					t.Errorf("%s: got %q, want %q (%v)", when, got, greeting, err)
+				}
+				hub.stop()
+			}
+			hub.wantExchanges(t, "^GET .*/blobs/", 3, 3)
+		})
 	}
 }

@@ -52,7 +52,7 @@ func TestGreetingOnATerminal(t *testing.T) {
 	for _, want := range []string{
 		"clients      http://localhost:" + port, "status       http://localhost:" + adminPort + "/",
 		"upstreams    docker.io, ghcr.io (http://127.0.0.1:1)", "cache        " + l.cache + ", 0B of 3GiB",
-		"curl -s localhost:" + adminPort + "/setup/containerd.sh | sudo sh", "http://localhost:" + adminPort + "/setup",
+		"curl -fsS localhost:" + adminPort + "/setup/containerd.sh | sudo sh", "http://localhost:" + adminPort + "/setup",
 	} {
 		if !strings.Contains(output.String(), want) {
 			t.Errorf("it does not say %q", want)

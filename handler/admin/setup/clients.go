@@ -47,8 +47,8 @@ func (t *target) clients() ([]client, error) {
 		makers = append(makers, t.docker, t.buildkit)
 	}
 	var list []client
-	for _, make := range makers {
-		c, err := make()
+	for _, clientOf := range makers {
+		c, err := clientOf()
 		if err != nil {
 			return nil, err
 		}

@@ -1,6 +1,6 @@
 usage() {
 	cat <<END
-curl -s '$source' | sh [-s -- OPTION...]
+curl -fsS '$source' | sh [-s -- OPTION...]
 
   --dry-run     say what would be done, and do nothing
   --undo        remove larder's files, and put back what they have replaced
@@ -150,7 +150,7 @@ main() {
 	fi
 	dir=$root$dir
 	[ "$dry" ] || writable "$dir" ||
-		die "$dir can't be written. As root: curl -s '$source' | sudo sh${undo:+ -s -- --undo}"
+		die "$dir can't be written. As root: curl -fsS '$source' | sudo sh${undo:+ -s -- --undo}"
 	[ -z "$dry" ] || say "Nothing is done; this is what would be:"
 	if [ "$undo" ]; then
 		undo
