@@ -60,12 +60,12 @@ func (c *config) examine(ctx context.Context, listeners []doctor.Listener, cache
 }
 
 // listenersAt are larder's, at these addresses.
-func (c *config) listenersAt(addr, adminAddr string, running bool) []doctor.Listener {
+func (c *config) listenersAt(addr, adminAddr string) []doctor.Listener {
 	list := []doctor.Listener{{
-		Name: doctor.Registry, Variable: "LARDER_ADDR", URL: c.registryURL(addr) + "/v2/", Running: running, Certificate: c.ClientCA != "",
+		Name: doctor.Registry, Variable: "LARDER_ADDR", URL: c.registryURL(addr) + "/v2/", Certificate: c.ClientCA != "",
 	}}
 	if adminAddr != "" {
-		list = append(list, doctor.Listener{Name: "admin", Variable: "LARDER_ADMIN_ADDR", URL: "http://" + reachable(adminAddr) + "/healthz", Running: running})
+		list = append(list, doctor.Listener{Name: "admin", Variable: "LARDER_ADMIN_ADDR", URL: "http://" + reachable(adminAddr) + "/healthz"})
 	}
 	return list
 }
@@ -76,6 +76,14 @@ func (c *config) registryURL(addr string) string {
 		return "https://" + reachable(addr)
 	}
 	return "http://" + reachable(addr)
+}
+
+// pullFrom is where a doctor pulls from a listener, or why it does not.
+func (c *config) pullFrom(addr string) (url, why string) {
+	if c.ClientCA != "" {
+		return "", "not tried: clients must show a certificate, and this is none"
+	}
+	return c.registryURL(addr), ""
 }
 
 // reachable is an address to connect to, for one to listen on.
@@ -99,12 +107,13 @@ func (p *program) doctor() http.Handler {
 		result := <-flights.DoChan("", func() (any, error) {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), examination)
 			defer cancel()
-			addr, adminAddr := p.servers[0].listener.Addr().String(), p.servers[1].listener.Addr().String()
-			pull, noPull := p.cfg.registryURL(addr), ""
-			if p.cfg.ClientCA != "" {
-				pull, noPull = "", "not tried: clients must show a certificate, and this is none"
+			addr := p.servers[0].listener.Addr().String()
+			listeners := p.cfg.listenersAt(addr, p.servers[1].listener.Addr().String())
+			for i := range listeners {
+				listeners[i].Running = true
 			}
-			return p.cfg.examine(ctx, p.cfg.listenersAt(addr, adminAddr, true), p.firstCached(), pull, noPull)
+			pull, noPull := p.cfg.pullFrom(addr)
+			return p.cfg.examine(ctx, listeners, p.firstCached(), pull, noPull)
 		})
 		h := w.Header()
 		h.Set("Cache-Control", "no-store")
@@ -196,14 +205,11 @@ func (c *config) askRunning(ctx context.Context) (*doctor.Report, error) {
 
 // examineWithout tries a pull through a larder of its own if none runs.
 func (c *config) examineWithout(ctx context.Context, environ []string, stderr io.Writer) (*doctor.Report, error) {
-	listeners := c.listenersAt(c.Addr, c.AdminAddr, false)
+	listeners := c.listenersAt(c.Addr, c.AdminAddr)
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", reachable(c.Addr))
 	if err == nil {
 		conn.Close()
-		pull, noPull := c.registryURL(c.Addr), ""
-		if c.ClientCA != "" {
-			pull, noPull = "", "not tried: clients must show a certificate, and this is none"
-		}
+		pull, noPull := c.pullFrom(c.Addr)
 		return c.examine(ctx, listeners, "", pull, noPull)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {

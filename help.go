@@ -2,7 +2,6 @@ package main
 
 import (
 	_ "embed" // the README
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -38,6 +37,9 @@ type variableHelp struct {
 }
 
 var (
+	variablePattern = regexp.MustCompile(`LARDER_[A-Z_]+`)
+
+	// cellPattern is what is between two bars.
 	cellPattern = regexp.MustCompile(`(?:[^|\\]|\\.)+`)
 	linkPattern = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
 )
@@ -61,7 +63,7 @@ func topics(document string) []topic {
 		}
 		t := &list[len(list)-1]
 		t.variables = append(t.variables, variableHelp{
-			names:  regexp.MustCompile(`LARDER_[A-Z_]+`).FindAllString(cells[0], -1),
+			names:  variablePattern.FindAllString(cells[0], -1),
 			preset: plain(cells[1]), meaning: plain(cells[2]),
 		})
 	}
@@ -100,10 +102,9 @@ func help(environ []string, stdout io.Writer) error {
 // currentValues are those of the variables that are set. One that is a secret is not
 // shown, nor one that is wrong: it may be a secret in the wrong place.
 func currentValues(environ []string) map[string]string {
-	problem := ""
-	_, err := readConfig(environ)
-	if wrong, ok := errors.AsType[*configError](err); ok {
-		problem = wrong.Error()
+	var wrong []string
+	if _, err := readConfig(environ); err != nil {
+		wrong = variablePattern.FindAllString(err.Error(), -1)
 	}
 	values := make(map[string]string)
 	for _, entry := range environ {
@@ -112,7 +113,7 @@ func currentValues(environ []string) map[string]string {
 		case !strings.HasPrefix(name, "LARDER_"):
 		case value == "" && name != "LARDER_ADMIN_ADDR":
 			delete(values, name) // as if it were not there
-		case regexp.MustCompile(`\b` + regexp.QuoteMeta(name) + `\b`).MatchString(problem):
+		case slices.Contains(wrong, name):
 			values[name] = "wrong, and not shown: start larder to see why"
 		case isSecret(name):
 			values[name] = "set, and not shown"
