@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,10 +18,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"larder/handler/upstream/upstreamtest"
 )
 
 // asLarder in the environment makes the test binary larder.
@@ -99,25 +99,8 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// ports counts what freeAddr has handed out.
-var ports atomic.Int64
-
-// freeAddr is a loopback address that nobody listens on. Its port is not one of
-// those that the system gives to whoever asks for any, or to connections: until it
-// is listened on, somebody else would have it now and then.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	for range 1000 {
-		port := 10_000 + (int64(os.Getpid())*331+ports.Add(1))%20_000
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			l.Close()
-			return l.Addr().String()
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
+// freeAddr is a loopback address that nobody listens on.
+func freeAddr(t testing.TB) string { return upstreamtest.FreeAddr(t) }
 
 // shortDir is a temporary directory whose name leaves room for a socket's.
 func shortDir(t *testing.T) string {

@@ -71,6 +71,7 @@ func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Conf
 	if err != nil {
 		return fmt.Errorf("%s: %w", variable, err)
 	}
+	l = listener{l.(*net.TCPListener)}
 	s := &server{listener: l, answering: semaphore.NewWeighted(math.MaxInt64)}
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.answering.TryAcquire(1) {
@@ -83,6 +84,7 @@ func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Conf
 	s.IdleTimeout = 2 * time.Minute
 	s.MaxHeaderBytes = 64 << 10
 	s.TLSConfig = secure
+	s.ConnContext = middleware.ConnContext
 	s.DisableGeneralOptionsHandler = true // it answers before anybody is asked for a password
 	// Clients that try TLS on a plain port are no news.
 	s.ErrorLog, err = zap.NewStdLogAt(p.log.Named("net"), zapcore.DebugLevel)

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"larder/auth/htpasswd"
 	"larder/blobcache"
@@ -63,8 +62,8 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 	if err != nil {
 		return err
 	}
-	log := newLogger(cfg, stderr)
-	defer func() { _ = log.Sync() }() // stderr of a container can't be synced
+	log, closeLog := newLogger(cfg, stderr)
+	defer closeLog()
 	for _, v := range cfg.unknown {
 		if v.didYouMean != "" {
 			log.Warn("unknown variable", zap.String("variable", v.name), zap.String("did you mean", v.didYouMean))
@@ -78,24 +77,6 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 		return err
 	}
 	return p.serve(ctx)
-}
-
-// newLogger writes JSON, or lines for people if they want that or look at a terminal.
-func newLogger(cfg *config, w io.Writer) *zap.Logger {
-	encoding := zap.NewProductionEncoderConfig()
-	encoding.EncodeTime = zapcore.ISO8601TimeEncoder
-	encoding.EncodeDuration = zapcore.StringDurationEncoder
-	encoder := zapcore.NewJSONEncoder(encoding)
-	switch {
-	case cfg.forPeople(w):
-		encoding.EncodeTime = zapcore.TimeEncoderOfLayout(time.TimeOnly)
-		encoding.EncodeLevel = zapcore.CapitalColorLevelEncoder
-		encoder = zapcore.NewConsoleEncoder(encoding)
-	case cfg.LogFormat == "console":
-		encoding.EncodeLevel = zapcore.CapitalLevelEncoder
-		encoder = zapcore.NewConsoleEncoder(encoding)
-	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), cfg.LogLevel))
 }
 
 // open makes everything that serving needs, the listeners last: whoever can
@@ -187,7 +168,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 		cfg.Catalog = access.MayPull
 	}
 	h := handler.New(cfg)
-	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
+	opts.Logger, opts.Access, opts.Observe = p.log.Named("http"), patient(p.log.Named("http")), metrics.Observe
 	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, access.MayPull
 	opts.Limit, opts.Variables = &p.limit, p.cfg.settings

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"maps"
@@ -22,6 +23,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"larder/blobcache/compact"
 	"larder/blobcache/durable"
 	"larder/blobcache/memory"
 	"larder/ttl"
@@ -117,11 +119,12 @@ type Cache struct {
 	disk   *zap.Logger     // for what is wrong with the disk: a line a minute
 	ctx    context.Context // of all fills; ends with Close
 	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup           // the fills
-	due    ttl.Queue[digest.Digest] // the entries, by the end of their life
-	bufs   sync.Pool                // of *[]byte, chunk long
+	wg     sync.WaitGroup    // the fills
+	due    ttl.Queue[*entry] // by the end of their life
+	bufs   sync.Pool         // of *[]byte, chunk long
 	count  counters
-	sizes  sizes // immutable after Open
+	sizes  sizes        // immutable after Open
+	seed   maphash.Seed // of seals
 
 	writeAt func(f *os.File, p []byte, offset int64) (int, error) // File.WriteAt, but in tests
 
@@ -131,7 +134,7 @@ type Cache struct {
 	// mu guards the maps, what the entries hold, and the fields of a fill that
 	// say so. It may be taken before a fill's own lock, never after.
 	mu        sync.Mutex
-	entries   map[digest.Digest]*entry
+	entries   compact.Table[*entry]
 	fills     map[digest.Digest]*fill
 	streams   map[digest.Digest][]*stream
 	lied      map[digest.Digest]bool // a part of it was wrong: next time in one
@@ -189,9 +192,9 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		log:       log,
 		disk:      log.WithOptions(zap.WrapCore(onceAMinute)),
 		sizes:     usualSizes(),
+		seed:      maphash.MakeSeed(),
 		writeAt:   (*os.File).WriteAt,
 		scanned:   make(chan struct{}),
-		entries:   make(map[digest.Digest]*entry),
 		fills:     make(map[digest.Digest]*fill),
 		streams:   make(map[digest.Digest][]*stream),
 		lied:      make(map[digest.Digest]bool),
@@ -267,6 +270,17 @@ func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length in
 	}
 }
 
+// Open opens a blob that is at hand, or returns nil.
+func (c *Cache) Open(d digest.Digest) (*Blob, error) {
+	if blob := c.recall(d); blob != nil {
+		return blob, nil
+	}
+	if c.lookup(d) == nil {
+		return nil, nil
+	}
+	return c.openComplete(d)
+}
+
 // openFill opens the blob of a fill that was joined. If it turns out that it is
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
@@ -300,7 +314,7 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 // fill and never waits.
 func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
 	c.mu.Lock()
-	e, f := c.entries[d], c.fills[d]
+	e, f := c.entries.Get(d), c.fills[d]
 	if e != nil && !e.partial {
 		size = e.size
 		c.mu.Unlock()

@@ -109,7 +109,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	}
 	// A fill leaves the map after its blob is in the index: with the lock
 	// held, in neither means that nobody is fetching it.
-	if e := c.entries[d]; e != nil && !e.partial && e.verified != (stamp{}) {
+	if e := c.entries.Get(d); e != nil && !e.partial && e.verified != 0 {
 		return nil, Hit, nil
 	}
 	if c.ctx.Err() != nil {
@@ -131,7 +131,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 		stuck:    c.stuck[d],
 		account:  c.account(src.Owner),
 	}
-	if e := c.entries[d]; e != nil {
+	if e := c.entries.Get(d); e != nil {
 		f.goOnWith(e)
 	}
 	f.ctx, f.cancel = context.WithCancelCause(c.ctx)
@@ -147,7 +147,7 @@ func (f *fill) goOnWith(e *entry) {
 	}
 	if e.partial {
 		f.before = e
-		f.cache.drop(f.digest)
+		f.cache.drop(e)
 		f.cache.hold(f, e.size)
 	}
 }
@@ -241,9 +241,9 @@ func (c *Cache) over(f *fill, kept *entry, err error) (unread bool) {
 		if kept.account == nil {
 			kept.account = f.account
 		}
-		c.add(f.digest, kept)
+		c.add(kept)
 	} else { // the file it stood for is gone
-		c.drop(f.digest)
+		c.drop(c.entries.Get(f.digest))
 	}
 	if err == nil {
 		delete(c.lied, f.digest)

@@ -51,7 +51,9 @@ func (c *Cache) settle(f *fill, err error) *entry {
 		}
 		c.log.Info("blob left incomplete; kept for resuming",
 			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Int64("size", f.size), zap.Error(err))
-		return &entry{size: arrived, used: now, touched: now, partial: true}
+		kept := newEntry(f.digest, arrived, now, now)
+		kept.partial = true
+		return kept
 	}
 	c.dropPartial(f.digest)
 	c.removeOwner(f.digest, f.account)
@@ -96,7 +98,7 @@ func (c *Cache) settleStored(f *fill, err error) *entry {
 		return f.verifiedEntry(now)
 	}
 	if fi, statErr := f.file.Stat(); statErr == nil && !errors.Is(err, errDamaged) {
-		return &entry{size: fi.Size(), used: past(fi.ModTime()), touched: fi.ModTime()}
+		return newEntry(f.digest, fi.Size(), past(fi.ModTime()), fi.ModTime())
 	}
 	c.discard(f.digest, nil, err)
 	c.removeOwner(f.digest, f.account)
@@ -107,9 +109,11 @@ func (c *Cache) settleStored(f *fill, err error) *entry {
 func (f *fill) verifiedEntry(now time.Time) *entry {
 	fi, err := f.file.Stat()
 	if err != nil { // then it is looked at once more
-		return &entry{size: f.have.bytes(), used: now, touched: now}
+		return newEntry(f.digest, f.have.bytes(), now, now)
 	}
-	return &entry{size: fi.Size(), used: now, touched: fi.ModTime(), verified: stampOf(fi)}
+	e := newEntry(f.digest, fi.Size(), now, fi.ModTime())
+	e.verified = f.cache.sealOf(fi)
+	return e
 }
 
 // dropPartial removes what is left of a fill's file.

@@ -255,14 +255,14 @@ func (rt *route) parseReference() error {
 		return nil
 	}
 	d := digest.Digest(rt.reference)
+	if upstream.ValidDigest(d) {
+		rt.digest = d
+		return nil
+	}
 	if err := d.Validate(); err != nil {
 		return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.DigestInvalid, Message: "invalid digest", Err: err}
 	}
-	if a := d.Algorithm(); a != digest.SHA256 && a != digest.SHA512 {
-		return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.DigestInvalid, Message: "digest algorithm not supported; use sha256 or sha512"}
-	}
-	rt.digest = d
-	return nil
+	return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.DigestInvalid, Message: "digest algorithm not supported; use sha256 or sha512"}
 }
 
 // namespace is the host that containerd says the request is for, as in

@@ -32,10 +32,7 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *up
 	}
 	defer content.Close()
 	header := w.Header()
-	header.Set("Content-Type", m.MediaType)
-	header.Set("Docker-Content-Digest", m.Digest.String())
-	header.Set("ETag", `"`+m.Digest.String()+`"`)
-	header.Set("X-Content-Type-Options", "nosniff")
+	contentHeader(header, m.MediaType, m.Digest)
 	setStatus(header, repo, m.Outcome, m.Age)
 	return serveContent(w, r, content, m.Size)
 }

@@ -18,10 +18,10 @@ import (
 // TagTTL; many who ask at the same time are one question.
 func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
 	if c.cfg.TagTTL > 0 {
-		if link := c.readTag(repository, tag); link != nil && within(c.cfg.TagTTL, link.validated) {
-			right, ok := c.validated(repository, link.Descriptor.Digest)
-			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
-				return c.answer(m, Hit, link.validated), nil
+		if t := c.pointsAt(repository, tag); within(c.cfg.TagTTL, t.validated) {
+			right, ok := c.validated(repository, t.digest)
+			if m := c.load(t.digest); m != nil && ok && right.covers(m) {
+				return c.answer(m, Hit, t.validated), nil
 			}
 		}
 	}
@@ -180,6 +180,24 @@ func (c *Cache) readTag(repository, tag string) *link {
 		return nil
 	}
 	return l
+}
+
+// pointsAt is what a tag pointed at when upstream last said so; the zero tagged if
+// that is not known. Whoever changes or removes the file notes it in the index.
+func (c *Cache) pointsAt(repository, tag string) tagged {
+	hash := sha256.Sum256([]byte(repository))
+	c.mu.Lock()
+	if repo := c.repositories[hash]; repo != nil {
+		if t, ok := repo.tags[tag]; ok {
+			c.mu.Unlock()
+			return t
+		}
+	}
+	c.mu.Unlock()
+	if l := c.readTag(repository, tag); l != nil {
+		return tagged{l.Descriptor.Digest, l.validated}
+	}
+	return tagged{}
 }
 
 // link records that upstream says that a tag points at m, now.
