@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 
 	"larder/auth/htpasswd"
@@ -47,8 +48,9 @@ type program struct {
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
 	limit      middleware.LimitCounts
-	audit      *auditLog     // nil: off
-	memory     *memory.Cache // of both
+	audit      *auditLog               // nil: off
+	memory     *memory.Cache           // of both
+	sockets    map[string]net.Listener // handed down, by the variable they stand in for
 	servers    []*server
 	stopping   atomic.Bool
 	background sync.WaitGroup
@@ -83,6 +85,9 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 // connect gets an answer. Nobody is contacted.
 func (p *program) open() (err error) {
 	cfg := p.cfg
+	if err := p.openSockets(); err != nil {
+		return err
+	}
 	if p.audit, err = openAudit(cfg.AuditLog, p.stdout, p.log.Named("audit")); err != nil {
 		return err
 	}
@@ -98,7 +103,7 @@ func (p *program) open() (err error) {
 	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit})
+	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, AuditLost: p.audit.lostRecords})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
@@ -240,6 +245,7 @@ func (p *program) serve(ctx context.Context) error {
 			zap.Bool("password", p.cfg.Htpasswd != ""),
 			zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
 	}
+	p.tellSystemd(daemon.SdNotifyReady, "STATUS=answering on "+p.servers[0].listener.Addr().String())
 	<-ctx.Done()
 	err := context.Cause(ctx)
 	p.shutdown()
@@ -280,6 +286,7 @@ func (p *program) ready() (detail string, err error) {
 // the grace period.
 func (p *program) shutdown() {
 	p.stopping.Store(true)
+	p.tellSystemd(daemon.SdNotifyStopping)
 	p.log.Info("larder stopping", zap.Duration("grace", p.cfg.ShutdownGrace))
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ShutdownGrace)
 	defer cancel()

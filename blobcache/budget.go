@@ -200,7 +200,7 @@ func (c *Cache) reserveNow(f *fill, n int64) error {
 
 // free is how much may be written to the disk.
 func (c *Cache) free() (int64, error) {
-	_, free, err := diskSpace(c.root)
+	_, free, err := diskSpace(c.dir)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		return math.MaxInt64 / 2, nil

@@ -7,6 +7,7 @@
 package blobcache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -86,6 +87,7 @@ type Blob struct {
 	Content io.ReadSeekCloser
 	Size    int64 // -1: not known before the end; Content can't seek then
 	Outcome Outcome
+	Waited  time.Duration // for the first byte, from whoever sends it; 0: it was here
 }
 
 // Config says what is kept and for how long. The zero Config keeps everything
@@ -114,6 +116,7 @@ type Config struct {
 // goroutines.
 type Cache struct {
 	root   *os.Root
+	dir    *os.File // root's directory
 	cfg    Config
 	log    *zap.Logger
 	disk   *zap.Logger     // for what is wrong with the disk: a line a minute
@@ -182,12 +185,18 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	total, _, err := diskSpace(root)
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil, fmt.Errorf("open blob cache: %w", err)
+	}
+	total, _, err := diskSpace(dir)
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		dir.Close()
 		return nil, fmt.Errorf("open blob cache: %w", err)
 	}
 	c := &Cache{
 		root:      root,
+		dir:       dir,
 		cfg:       cfg,
 		log:       log,
 		disk:      log.WithOptions(zap.WrapCore(onceAMinute)),
@@ -219,6 +228,7 @@ func (c *Cache) Close() error {
 	c.cancel(ErrClosed)
 	c.mu.Unlock()
 	c.wg.Wait()
+	c.dir.Close()
 	return c.root.Close()
 }
 
@@ -284,6 +294,7 @@ func (c *Cache) Open(d digest.Digest) (*Blob, error) {
 // openFill opens the blob of a fill that was joined. If it turns out that it is
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
+	began := time.Now()
 	leave := sync.OnceFunc(func() { c.leave(f) })
 	content, size, err := f.open(ctx, w)
 	if unkept(err) {
@@ -302,34 +313,21 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 		leave()
 		return nil, err
 	}
+	if content == nil {
+		leave()
+		c.count.outcomes[outcome].Add(1)
+		return &Blob{Content: &inMemoryContent{bytes.NewReader(f.held)}, Size: size, Outcome: outcome}, nil
+	}
 	if content.stored {
 		outcome = Hit
 	}
 	content.leave, content.src = leave, src
 	c.count.outcomes[outcome].Add(1)
-	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
-}
-
-// Size is the size of a blob that is on disk or on its way. It never starts a
-// fill and never waits.
-func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
-	c.mu.Lock()
-	e, f := c.entries.Get(d), c.fills[d]
-	if e != nil && !e.partial {
-		size = e.size
-		c.mu.Unlock()
-		return size, true
+	blob := &Blob{Content: content, Size: size, Outcome: outcome}
+	if outcome != Hit {
+		blob.Waited = time.Since(began)
 	}
-	c.mu.Unlock()
-	if f != nil {
-		size = f.knownSize()
-		return size, size >= 0
-	}
-	fi, err := c.root.Stat(blobName(d)) // not scanned yet
-	if err != nil || !fi.Mode().IsRegular() {
-		return 0, false
-	}
-	return fi.Size(), true
+	return blob, nil
 }
 
 // Stats says what the cache holds and has done.
@@ -361,6 +359,10 @@ func (c *Cache) Stats() Stats {
 	s.MaxBytes, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
 	return s
 }
+
+// Disk is the size of the file system that the blobs are on, and what is free of it.
+// It asks the disk, and may take as long as that takes.
+func (c *Cache) Disk() (size, free int64, err error) { return diskSpace(c.dir) }
 
 // openComplete opens a blob that is on disk and that this process has verified.
 // It returns neither blob nor error if a fill has to see to it.

@@ -50,9 +50,7 @@ func (c *Cache) recall(d digest.Digest) *Blob {
 // fill, if the file is not what it should be.
 func (c *Cache) memorize(d digest.Digest, e *entry, f *os.File, fi fs.FileInfo) *Blob {
 	defer f.Close()
-	data := make([]byte, fi.Size())
-	_, err := io.ReadFull(f, data)
-	right := err == nil && d.Algorithm().FromBytes(data) == d
+	data, right := readSmall(d, f, fi.Size())
 	c.mu.Lock()
 	switch current := c.entries.Get(d) == e; {
 	case !right:
@@ -65,6 +63,13 @@ func (c *Cache) memorize(d digest.Digest, e *entry, f *os.File, fi fs.FileInfo) 
 		return nil
 	}
 	return c.remembered(data)
+}
+
+// readSmall reads all of a small file, and says whether it is the blob d.
+func readSmall(d digest.Digest, f *os.File, size int64) (data []byte, right bool) {
+	data = make([]byte, size)
+	_, err := io.ReadFull(f, data)
+	return data, err == nil && d.Algorithm().FromBytes(data) == d
 }
 
 func (c *Cache) remembered(data []byte) *Blob {

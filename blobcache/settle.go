@@ -20,6 +20,8 @@ func (c *Cache) settle(f *fill, err error) *entry {
 	}
 	now, arrived := time.Now(), f.have.bytes()
 	switch {
+	case f.held != nil:
+		return c.settleHeld(f, err)
 	case f.file == nil:
 		return f.before
 	case f.stored:
@@ -41,8 +43,7 @@ func (c *Cache) settle(f *fill, err error) *entry {
 		}
 		return f.verifiedEntry(now)
 	case errors.Is(err, ErrDigest):
-		c.log.Error("wrong bytes arrived; blob thrown away",
-			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Bool("in parts", f.scattered), zap.Error(err))
+		c.wrong(f, err)
 	case unkept(err) && f.wantAll: // it would never be whole
 	case arrived > 0:
 		if err := f.save(); err != nil {
@@ -58,6 +59,54 @@ func (c *Cache) settle(f *fill, err error) *entry {
 	c.dropPartial(f.digest)
 	c.removeOwner(f.digest, f.account)
 	return nil
+}
+
+// settleHeld stores a blob that was held in memory until now. A crash may leave
+// anything under its name, as the disk is not waited for: it is small enough to be
+// verified again, as every blob is that an earlier process has left.
+func (c *Cache) settleHeld(f *fill, err error) (kept *entry) {
+	if err == nil {
+		began := time.Now()
+		err = c.anyhow(func() (err error) {
+			kept, err = f.storeHeld()
+			return err
+		})
+		c.observe("commit", began)
+		c.stored(err)
+	} else if errors.Is(err, ErrDigest) {
+		c.wrong(f, err)
+	}
+	if kept == nil {
+		c.dropPartial(f.digest)
+		c.removeOwner(f.digest, f.account)
+	}
+	return kept
+}
+
+func (f *fill) storeHeld() (*entry, error) {
+	c, tmp := f.cache, partialName(f.digest)
+	file, err := durable.CreateTemp(c.root, tmp)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if _, err := c.writeAt(file, f.held, 0); err != nil {
+		return nil, err
+	}
+	if err := durable.CommitSoon(c.root, tmp, blobName(f.digest)); err != nil {
+		return nil, err
+	}
+	fi, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return f.entryOf(fi, time.Now()), nil
+}
+
+// wrong tells the operator of a blob that has not the bytes it should have.
+func (c *Cache) wrong(f *fill, err error) {
+	c.log.Error("wrong bytes arrived; blob thrown away", zap.Stringer("digest", f.digest),
+		zap.Int64("bytes", f.have.bytes()), zap.Bool("in parts", f.scattered), zap.Error(err))
 }
 
 // unkept tells the operator why a blob is passed on and not kept.
@@ -111,6 +160,11 @@ func (f *fill) verifiedEntry(now time.Time) *entry {
 	if err != nil { // then it is looked at once more
 		return newEntry(f.digest, f.have.bytes(), now, now)
 	}
+	return f.entryOf(fi, now)
+}
+
+// entryOf is the entry of a file of the fill's that has been verified.
+func (f *fill) entryOf(fi fs.FileInfo, now time.Time) *entry {
 	e := newEntry(f.digest, fi.Size(), now, fi.ModTime())
 	e.verified = f.cache.sealOf(fi)
 	return e

@@ -52,11 +52,18 @@ type series struct {
 
 // Sources are the parts that are asked for their Stats at each scrape.
 type Sources struct {
-	Blobs     interface{ Stats() blobcache.Stats }
+	Blobs     Blobs
 	Manifests interface{ Stats() manifestcache.Stats }
 	Memory    *memory.Cache // nil: none
 	Upstreams interface{ Stats() upstream.Stats }
 	Limit     interface{ Stats() middleware.LimitStats }
+	AuditLost func() int64 // nil: nothing is recorded
+}
+
+// Blobs is what is asked of the cache of blobs at each scrape.
+type Blobs interface {
+	Stats() blobcache.Stats
+	Disk() (size, free int64, err error)
 }
 
 // NewMetrics makes the metrics, in a registry of their own. Collect must be
