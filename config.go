@@ -36,7 +36,7 @@ type config struct {
 	Catalog bool `env:"LARDER_CATALOG" envDefault:"false"`
 
 	Username     string `env:"LARDER_USERNAME"`
-	Password     string `env:"LARDER_PASSWORD"`
+	Password     string `env:"LARDER_PASSWORD" secret:"yes"`
 	PasswordFile string `env:"LARDER_PASSWORD_FILE"`
 
 	BlobTTL     time.Duration `env:"LARDER_BLOB_TTL" envDefault:"168h"`
@@ -76,11 +76,13 @@ type config struct {
 	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,audit,metrics,recover,auth,allow,readonly,limit"`
 
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
-	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`
+	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"auto"`
 
 	AuditLog string `env:"LARDER_AUDIT_LOG" envDefault:"off"`
 
 	ShutdownGrace time.Duration `env:"LARDER_SHUTDOWN_GRACE" envDefault:"20s"`
+
+	DoctorReference string `env:"LARDER_DOCTOR_REFERENCE"`
 
 	upstreams   []upstream.Registry // of UpstreamList
 	access      handler.Access      // of Allow and Deny
@@ -251,11 +253,14 @@ func (c *config) check() (problems []error) {
 	if c.AdminAddr != "" && !validAddr(c.AdminAddr) {
 		bad("LARDER_ADMIN_ADDR: not an address like 127.0.0.1:5001")
 	}
+	if err := c.checkReference(); err != nil {
+		bad("LARDER_DOCTOR_REFERENCE: %w", err)
+	}
 	if c.LogLevel > zapcore.ErrorLevel {
 		bad("LARDER_LOG_LEVEL: not %s", form(reflect.TypeFor[zapcore.Level]()))
 	}
-	if c.LogFormat != "json" && c.LogFormat != "console" {
-		bad("LARDER_LOG_FORMAT: not one of json, console")
+	if !slices.Contains([]string{"auto", "json", "console"}, c.LogFormat) {
+		bad("LARDER_LOG_FORMAT: not one of auto, json, console")
 	}
 	if !validAuditLog(c.AuditLog) {
 		bad("LARDER_AUDIT_LOG: not off, stdout, or the path of a file, with a slash")
@@ -275,6 +280,22 @@ func (c *config) check() (problems []error) {
 		bad("LARDER_USERNAME: set without LARDER_PASSWORD or LARDER_PASSWORD_FILE")
 	}
 	return problems
+}
+
+// checkReference needs the upstreams.
+func (c *config) checkReference() error {
+	if c.DoctorReference == "" || c.upstreams == nil {
+		return nil
+	}
+	name, _, _, err := upstream.SplitReference(c.DoctorReference)
+	if err != nil {
+		return err
+	}
+	client, err := upstream.New(c.upstreamConfig())
+	if err == nil {
+		_, err = client.Repository("", name)
+	}
+	return err
 }
 
 // checkGlobs needs the upstreams.

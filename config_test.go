@@ -25,7 +25,7 @@ func TestConfigDefaults(t *testing.T) {
 		Auth:        authBasic,
 		Middleware:  "requestid,log,audit,metrics,recover,auth,allow,readonly,limit",
 		middlewares: []string{"requestid", "log", "audit", "metrics", "recover", "auth", "allow", "readonly", "limit"}, settings: map[string]string{},
-		LogLevel: zapcore.InfoLevel, LogFormat: "json", AuditLog: "off", ShutdownGrace: 20 * time.Second,
+		LogLevel: zapcore.InfoLevel, LogFormat: "auto", AuditLog: "off", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
 	for f := range reflect.TypeFor[config]().Fields() {
@@ -95,6 +95,7 @@ func TestConfigValues(t *testing.T) {
 		"level":           {[]string{"LARDER_LOG_LEVEL=debug"}, func(c *config) any { return c.LogLevel }, zapcore.DebugLevel},
 		"level shouted":   {[]string{"LARDER_LOG_LEVEL=ERROR"}, func(c *config) any { return c.LogLevel }, zapcore.ErrorLevel},
 		"audit log":       {[]string{"LARDER_AUDIT_LOG=/var/log/audit.json"}, func(c *config) any { return c.AuditLog }, "/var/log/audit.json"},
+		"doctor":          {[]string{"LARDER_DOCTOR_REFERENCE=alpine:3.20"}, func(c *config) any { return c.DoctorReference }, "alpine:3.20"},
 		"format":          {[]string{"LARDER_LOG_FORMAT=console"}, func(c *config) any { return c.LogFormat }, "console"},
 		"grace":           {[]string{"LARDER_SHUTDOWN_GRACE=0s"}, func(c *config) any { return c.ShutdownGrace }, time.Duration(0)},
 		"twice: the last": {[]string{"LARDER_ADDR=:1", "LARDER_ADDR=:2"}, func(c *config) any { return c.Addr }, ":2"},
@@ -189,6 +190,8 @@ var bad = map[string]struct {
 	"key, no tokens":        {[]string{"LARDER_TOKEN_KEY=hush"}, []string{"LARDER_TOKEN_KEY", "LARDER_AUTH"}},
 	"anonymous, no tokens":  {[]string{"LARDER_ANONYMOUS_PULL=true"}, []string{"LARDER_ANONYMOUS_PULL", "LARDER_AUTH"}},
 	"anonymous, no boolean": {[]string{"LARDER_ANONYMOUS_PULL=hush"}, []string{"LARDER_ANONYMOUS_PULL"}},
+	"doctor":                {[]string{"LARDER_DOCTOR_REFERENCE=hush:!"}, []string{"LARDER_DOCTOR_REFERENCE"}},
+	"doctor, not listed":    {[]string{"LARDER_DOCTOR_REFERENCE=hush.io/a/b"}, []string{"LARDER_DOCTOR_REFERENCE", "not listed"}},
 	"format":                {[]string{"LARDER_LOG_FORMAT=hush"}, []string{"LARDER_LOG_FORMAT"}},
 	"cert without key":      {[]string{"LARDER_TLS_CERT=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
 	"key without cert":      {[]string{"LARDER_TLS_KEY=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},

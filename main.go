@@ -4,11 +4,12 @@
 //
 //	larder           run, configured by LARDER_* environment variables
 //	larder demo      show a cold pull, a warm one, and one without the upstream
+//	larder doctor    find out what does not work, and what to do about it
 //	larder health    ask a running larder whether it is well; for health checks
 //	larder version   print the version
-//	larder help      print this
+//	larder help      explain the commands and the variables
 //
-// The README has the table of variables. Exit status: 0 after a clean stop, 1
+// The README has the tables of variables. Exit status: 0 after a clean stop, 1
 // on an error, 2 if the configuration or the command line is wrong.
 package main
 
@@ -20,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 )
 
@@ -27,13 +29,14 @@ const usage = `larder is a pull-through cache for container images.
 
   larder           run, configured by LARDER_* environment variables
   larder demo      show a cold pull, a warm one, and one without the upstream
+  larder doctor    find out what does not work, and what to do about it
   larder health    ask a running larder whether it is well; for health checks
   larder version   print the version
-  larder help      print this
+  larder help      explain the commands and the variables
 `
 
 // errUsage says that the command line is wrong.
-var errUsage = errors.New("unknown command; see larder help")
+var errUsage = errors.New("unknown command")
 
 func main() {
 	tuneCollector()
@@ -53,21 +56,22 @@ func command(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 		return run(ctx, environ, stdout, stderr)
 	}
 	if len(args) > 1 {
-		return errUsage
+		return unknownCommand(strings.Join(args, " "))
 	}
 	switch args[0] {
 	case "demo":
 		return demo(ctx, stdout, stderr)
+	case "doctor":
+		return examineAll(ctx, environ, stdout, stderr)
 	case "health":
 		return health(ctx, environ)
 	case "version", "-version", "--version":
 		_, err := fmt.Fprintln(stdout, "larder", version())
 		return err
 	case "help", "-h", "-help", "--help":
-		_, err := io.WriteString(stdout, usage)
-		return err
+		return help(environ, stdout)
 	default:
-		return errUsage
+		return unknownCommand(args[0])
 	}
 }
 

@@ -15,12 +15,12 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 
-	"larder/auth"
 	"larder/auth/htpasswd"
 	"larder/blobcache"
 	"larder/blobcache/memory"
 	"larder/handler"
 	"larder/handler/admin"
+	"larder/handler/admin/setup"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
 	"larder/manifestcache"
@@ -42,6 +42,7 @@ type program struct {
 	cfg        *config
 	log        *zap.Logger
 	stdout     io.Writer
+	stderr     io.Writer
 	dir        *cacheDir
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
@@ -72,7 +73,7 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 			log.Warn("unknown variable", zap.String("variable", v.name))
 		}
 	}
-	p := &program{cfg: cfg, log: log, stdout: stdout}
+	p := &program{cfg: cfg, log: log, stdout: stdout, stderr: stderr}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.open(); err != nil {
 		return err
@@ -94,18 +95,9 @@ func (p *program) open() (err error) {
 		return err
 	}
 	metrics := admin.NewMetrics(version())
-	p.upstreams, err = upstream.New(upstream.Config{
-		Registries: cfg.upstreams,
-		Keychain: &auth.Keychain{
-			Host: cfg.upstreams[0].Host, Username: cfg.Username, Password: cfg.Password, PasswordFile: cfg.PasswordFile,
-		},
-		UserAgent:   "larder/" + version(),
-		Connections: int(cfg.UpstreamConnections),
-		Floor:       int(cfg.RateLimitFloor),
-		Observe:     metrics.Asked,
-		Logger:      p.log.Named("upstream"),
-	})
-	if err != nil {
+	asking := cfg.upstreamConfig()
+	asking.Observe, asking.Logger = metrics.Asked, p.log.Named("upstream")
+	if p.upstreams, err = upstream.New(asking); err != nil {
 		return err
 	}
 	if err := p.openCaches(metrics); err != nil {
@@ -213,8 +205,18 @@ func (p *program) control() *admin.Control {
 			glob, err := handler.ParseGlob(pattern)
 			return glob.Match, err
 		},
+		Others: p.pages(),
 		Logger: p.log.Named("admin"),
 	}
+}
+
+// pages help operators to use larder and to find out what is wrong with it.
+func (p *program) pages() map[string]http.Handler {
+	clients := setup.Handler(setup.Config{
+		Registries: p.cfg.upstreams, Addr: p.servers[0].listener.Addr().String(),
+		TLS: p.cfg.TLSCert != "", SignIn: p.cfg.Htpasswd != "" || p.cfg.ClientCA != "" || p.cfg.Auth == authToken,
+	})
+	return map[string]http.Handler{"/setup": clients, "/setup/": clients, "GET /doctor": p.doctor()}
 }
 
 // serve runs until ctx is done or a listener fails.
@@ -235,10 +237,14 @@ func (p *program) serve(ctx context.Context) error {
 	if len(p.servers) > 1 {
 		adminAddr = p.servers[1].listener.Addr().String()
 	}
-	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
-		zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
-		zap.Bool("password", p.cfg.Htpasswd != ""),
-		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+	if p.cfg.forPeople(p.stderr) {
+		p.greet(ctx)
+	} else {
+		p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
+			zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
+			zap.Bool("password", p.cfg.Htpasswd != ""),
+			zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+	}
 	p.tellSystemd(daemon.SdNotifyReady, "STATUS=answering on "+p.servers[0].listener.Addr().String())
 	<-ctx.Done()
 	err := context.Cause(ctx)

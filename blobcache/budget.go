@@ -29,9 +29,9 @@ type Limit struct {
 	Percent float64 // of the file system's size
 }
 
-// of is the limit in bytes on a file system of the given size, 0 if there is
+// Of is the limit in bytes on a file system of the given size, 0 if there is
 // none.
-func (l Limit) of(total int64) int64 {
+func (l Limit) Of(total int64) int64 {
 	share := int64(float64(total) * l.Percent / 100)
 	if l.Percent <= 0 || l.Bytes > 0 && l.Bytes < share {
 		return l.Bytes
@@ -75,7 +75,7 @@ type account struct {
 }
 
 func newBudget(cfg Config, total int64) budget {
-	b := budget{max: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total)}
+	b := budget{max: cfg.MaxSize.Of(total), minFree: cfg.MinFree.Of(total)}
 	for _, q := range cfg.Quotas {
 		b.quotas = append(b.quotas, &quota{Quota: q, due: ttl.Queue[*entry]{Shared: true}})
 	}

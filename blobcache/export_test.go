@@ -22,6 +22,3 @@ func (c *Cache) FailWrites(fail func() error) {
 		return f.WriteAt(p, offset)
 	}
 }
-
-// Of is what l comes to on a file system of the given size.
-func (l Limit) Of(total int64) int64 { return l.of(total) }

@@ -38,6 +38,9 @@ type Control struct {
 	// Glob reads a pattern of repositories' names.
 	Glob func(pattern string) (match func(repository string) bool, err error)
 
+	// Others answer beside it, by pattern.
+	Others map[string]http.Handler
+
 	Logger *zap.Logger
 }
 
@@ -51,6 +54,9 @@ func (c *Control) register(mux *http.ServeMux) {
 		"/why":                  {http.MethodGet: c.why},
 	} {
 		mux.Handle(path, m)
+	}
+	for pattern, h := range c.Others {
+		mux.Handle(pattern, h)
 	}
 }
 
