@@ -57,6 +57,9 @@ type config struct {
 	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
 	RateLimitFloor      pulls       `env:"LARDER_RATELIMIT_FLOOR" envDefault:"5"`
 
+	Warm          string    `env:"LARDER_WARM"`
+	WarmPlatforms platforms `env:"LARDER_WARM_PLATFORMS"`
+
 	TLSCert  string `env:"LARDER_TLS_CERT"`
 	TLSKey   string `env:"LARDER_TLS_KEY"`
 	ClientCA string `env:"LARDER_CLIENT_CA"`
@@ -68,6 +71,7 @@ type config struct {
 	Access        string   `env:"LARDER_ACCESS"`
 
 	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
+	AdminLogin    string `env:"LARDER_ADMIN_LOGIN"`
 
 	// Outermost first. Log, audit and metrics are outside of recover, to see the 500
 	// that becomes of a panic. Limit is inside of all that refuse, or who is refused would
@@ -196,6 +200,8 @@ func form(t reflect.Type) string {
 		return "a size like 50GiB or 80%"
 	case reflect.TypeFor[quotas]():
 		return "a list like ghcr.io=20GiB,docker.io/library=5GiB"
+	case reflect.TypeFor[platforms]():
+		return "a list of platforms like linux/amd64,linux/arm64, or all"
 	case reflect.TypeFor[pulls]():
 		return "a number of pulls, 0 or more"
 	default:
@@ -268,6 +274,9 @@ func (c *config) check() (problems []error) {
 	}
 	if c.Password != "" && c.PasswordFile != "" {
 		bad("LARDER_PASSWORD, LARDER_PASSWORD_FILE: both are set")
+	}
+	if c.AdminLogin != "" && !strings.Contains(c.AdminLogin, ":") {
+		bad("LARDER_ADMIN_LOGIN: not of the form user:password")
 	}
 	if secret := c.Password != "" || c.PasswordFile != ""; secret && c.Username == "" {
 		bad("LARDER_USERNAME: not set, but a password is")

@@ -92,6 +92,8 @@ func TestConfigValues(t *testing.T) {
 		"middleware": {
 			[]string{"LARDER_MIDDLEWARE=recover, readonly"}, func(c *config) any { return strings.Join(c.middlewares, "|") }, "recover|readonly",
 		},
+		"warm":            {[]string{"LARDER_WARM=alpine:3.*", "LARDER_WARM_PLATFORMS=all"}, func(c *config) any { return c.Warm + string(c.WarmPlatforms) }, "alpine:3.*all"},
+		"admin login":     {[]string{"LARDER_ADMIN_LOGIN=u:p:w"}, func(c *config) any { return c.AdminLogin }, "u:p:w"},
 		"level":           {[]string{"LARDER_LOG_LEVEL=debug"}, func(c *config) any { return c.LogLevel }, zapcore.DebugLevel},
 		"level shouted":   {[]string{"LARDER_LOG_LEVEL=ERROR"}, func(c *config) any { return c.LogLevel }, zapcore.ErrorLevel},
 		"audit log":       {[]string{"LARDER_AUDIT_LOG=/var/log/audit.json"}, func(c *config) any { return c.AuditLog }, "/var/log/audit.json"},
@@ -189,6 +191,8 @@ var bad = map[string]struct {
 	"key, no tokens":        {[]string{"LARDER_TOKEN_KEY=hush"}, []string{"LARDER_TOKEN_KEY", "LARDER_AUTH"}},
 	"anonymous, no tokens":  {[]string{"LARDER_ANONYMOUS_PULL=true"}, []string{"LARDER_ANONYMOUS_PULL", "LARDER_AUTH"}},
 	"anonymous, no boolean": {[]string{"LARDER_ANONYMOUS_PULL=hush"}, []string{"LARDER_ANONYMOUS_PULL"}},
+	"warm platforms":        {[]string{"LARDER_WARM_PLATFORMS=hush"}, []string{"LARDER_WARM_PLATFORMS"}},
+	"admin login":           {[]string{"LARDER_ADMIN_LOGIN=hush"}, []string{"LARDER_ADMIN_LOGIN"}},
 	"format":                {[]string{"LARDER_LOG_FORMAT=hush"}, []string{"LARDER_LOG_FORMAT"}},
 	"cert without key":      {[]string{"LARDER_TLS_CERT=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
 	"key without cert":      {[]string{"LARDER_TLS_KEY=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},

@@ -5,6 +5,7 @@
 //	larder           run, configured by LARDER_* environment variables
 //	larder demo      show a cold pull, a warm one, and one without the upstream
 //	larder health    ask a running larder whether it is well; for health checks
+//	larder warm REF  have a running larder fetch images before they are pulled
 //	larder version   print the version
 //	larder help      print this
 //
@@ -28,12 +29,14 @@ const usage = `larder is a pull-through cache for container images.
   larder           run, configured by LARDER_* environment variables
   larder demo      show a cold pull, a warm one, and one without the upstream
   larder health    ask a running larder whether it is well; for health checks
+  larder warm REF  have a running larder fetch images before they are pulled;
+                   -platform linux/amd64,linux/arm64 or all, -detach to leave it alone
   larder version   print the version
   larder help      print this
 `
 
 // errUsage says that the command line is wrong.
-var errUsage = errors.New("unknown command; see larder help")
+var errUsage = errors.New("wrong command line; see larder help")
 
 // gcPercent is GOGC unless somebody has set it. Most of the heap is what larder
 // keeps (LARDER_MEMORY); half as much again is room enough for garbage, as what is
@@ -58,6 +61,9 @@ func main() {
 func command(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
 		return run(ctx, environ, stdout, stderr)
+	}
+	if args[0] == "warm" {
+		return warmCommand(ctx, args[1:], environ, stdout)
 	}
 	if len(args) > 1 {
 		return errUsage

@@ -23,6 +23,7 @@ import (
 	"larder/handler/admin"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -46,6 +47,9 @@ type program struct {
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
+	handler    *handler.Handler
+	warmer     *warm.Warmer
+	warmList   func() []string // nil: there is none
 	limit      middleware.LimitCounts
 	audit      *auditLog     // nil: off
 	memory     *memory.Cache // of both
@@ -119,11 +123,16 @@ func (p *program) open() (err error) {
 	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
 	}
+	if p.warmList, err = p.openWarmer(); err != nil {
+		return err
+	}
+	metrics.Collect(admin.Sources{
+		Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, Warmer: p.warmer,
+	})
 	secure, err := p.tlsConfig()
 	if err != nil {
 		return err
@@ -189,6 +198,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 		cfg.Catalog = access.MayPull
 	}
 	h := handler.New(cfg)
+	p.handler = h
 	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
 	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, access.MayPull
@@ -215,7 +225,7 @@ func (p *program) passwords(variable, path string) (opts middleware.Options, err
 // control is what shows and prunes the cache.
 func (p *program) control() *admin.Control {
 	return &admin.Control{
-		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams,
+		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Warmer: p.warmer,
 		Addr: p.servers[0].listener.Addr().String(), Denied: p.cfg.denied,
 		Glob: func(pattern string) (func(string) bool, error) {
 			glob, err := handler.ParseGlob(pattern)
@@ -239,6 +249,9 @@ func (p *program) serve(ctx context.Context) error {
 	if p.audit != nil {
 		p.background.Go(func() { p.audit.run(ctx) })
 	}
+	if p.warmList != nil {
+		p.background.Go(func() { p.warmer.Follow(ctx, p.warmList) })
+	}
 	adminAddr := "" // off
 	if len(p.servers) > 1 {
 		adminAddr = p.servers[1].listener.Addr().String()
@@ -249,6 +262,7 @@ func (p *program) serve(ctx context.Context) error {
 		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
 	<-ctx.Done()
 	err := context.Cause(ctx)
+	p.warmer.Close() // nobody has to be waited for who watches
 	p.shutdown()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -315,6 +329,9 @@ func (p *program) close() error {
 		}
 	}
 	p.background.Wait()
+	if p.warmer != nil {
+		p.warmer.Close()
+	}
 	if p.blobs != nil {
 		errs = append(errs, p.blobs.Close())
 	}

@@ -72,6 +72,8 @@ func (o Outcome) String() string {
 type Source struct {
 	Fetch Fetch
 	Owner string // for the quotas; "" is nobody
+
+	background bool // nobody reads what is fetched; see Fill
 }
 
 // Blob is a blob open for reading, complete or still arriving.
@@ -270,7 +272,7 @@ func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length in
 // openFill opens the blob of a fill that was joined. If it turns out that it is
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
-	leave := sync.OnceFunc(func() { c.leave(f) })
+	leave := sync.OnceFunc(func() { c.leave(f, c.cfg.Linger) })
 	content, size, err := f.open(ctx, w)
 	if unkept(err) {
 		p := newPass(c, f.digest, w, src)

@@ -9,6 +9,7 @@ import (
 	"larder/blobcache/memory"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -50,6 +51,9 @@ var (
 	runningDesc    = prometheus.NewDesc("larder_limit_running", "Requests for what is in a repository, without HEADs, that run now.", nil, nil)
 	queuedDesc     = prometheus.NewDesc("larder_limit_queued", "Requests that wait until others have run.", nil, nil)
 	refusedDesc    = prometheus.NewDesc("larder_limit_refused_total", "Requests that have not run: too many waited (full), it waited too long (late), its client left while it waited (left).", []string{"reason"}, nil)
+	warmingDesc    = prometheus.NewDesc("larder_warm_jobs", "Orders to warm images that are being carried out.", nil, nil)
+	warmedDesc     = prometheus.NewDesc("larder_warm_images_total", "References that were warmed, by what became of it: done, failed, stopped.", []string{"state"}, nil)
+	warmBytesDesc  = prometheus.NewDesc("larder_warm_bytes_total", "Bytes of blobs that were fetched to be warm.", nil, nil)
 	failedDesc     = prometheus.NewDesc("larder_expire_errors_total", "Expired files that could not be removed; each is tried again.", []string{"kind"}, nil)
 )
 
@@ -60,6 +64,7 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 		scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc,
 		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc, runningDesc, queuedDesc, refusedDesc,
 		rememberedDesc, remHitsDesc, remMissesDesc, memHitsDesc, memMissesDesc, memBytesDesc, memEntriesDesc, memMaxDesc,
+		warmingDesc, warmedDesc, warmBytesDesc,
 	} {
 		ch <- d
 	}
@@ -73,6 +78,7 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	s.memory(c.from.Memory.Stats())
 	s.upstreams(c.from.Upstreams.Stats())
 	s.limit(c.from.Limit.Stats())
+	s.warm(c.from.Warmer.Stats())
 }
 
 // sink takes the metrics of a scrape.
@@ -160,4 +166,12 @@ func (s sink) limit(l middleware.LimitStats) {
 	s.counter(refusedDesc, l.Full, "full")
 	s.counter(refusedDesc, l.Late, "late")
 	s.counter(refusedDesc, l.Left, "left")
+}
+
+func (s sink) warm(w warm.Stats) {
+	s.gauge(warmingDesc, w.Running)
+	s.counter(warmedDesc, w.Done, "done")
+	s.counter(warmedDesc, w.Failed, "failed")
+	s.counter(warmedDesc, w.Stopped, "stopped")
+	s.counter(warmBytesDesc, w.Fetched)
 }

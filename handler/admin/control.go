@@ -20,6 +20,7 @@ import (
 	"larder/blobcache"
 	"larder/handler/errcode"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -30,6 +31,7 @@ type Control struct {
 	Blobs     *blobcache.Cache
 	Manifests *manifestcache.Cache
 	Upstreams *upstream.Client
+	Warmer    *warm.Warmer
 
 	// Addr is where clients ask larder, as "127.0.0.1:5000".
 	Addr string
@@ -49,6 +51,8 @@ func (c *Control) register(mux *http.ServeMux) {
 		"/cache/{reference...}": {http.MethodGet: c.show, http.MethodDelete: c.remove},
 		"/prune":                {http.MethodPost: c.prune},
 		"/why":                  {http.MethodGet: c.why},
+		"/warm":                 {http.MethodGet: c.warmJobs, http.MethodPost: c.warm},
+		"/warm/{id}":            {http.MethodGet: c.warmJob, http.MethodDelete: c.stopWarming},
 	} {
 		mux.Handle(path, m)
 	}
@@ -67,6 +71,8 @@ type reply struct {
 	status int
 	body   any
 	next   string // where the next page is
+
+	stream http.HandlerFunc // answers in its own way; nil: all of the above counts
 }
 
 // methods answers the requests for one path, in JSON.
@@ -93,6 +99,10 @@ func (m methods) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rep, err := ask(r)
 	if err != nil {
 		fail(w, r, err)
+		return
+	}
+	if rep.stream != nil {
+		rep.stream(w, r)
 		return
 	}
 	var body bytes.Buffer

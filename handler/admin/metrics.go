@@ -11,6 +11,7 @@ import (
 	"larder/blobcache/memory"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -38,6 +39,7 @@ type Sources struct {
 	Memory    *memory.Cache // nil: none
 	Upstreams interface{ Stats() upstream.Stats }
 	Limit     interface{ Stats() middleware.LimitStats }
+	Warmer    interface{ Stats() warm.Stats }
 }
 
 // NewMetrics makes the metrics, in a registry of their own. Collect must be
