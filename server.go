@@ -132,6 +132,7 @@ func (p *program) open() (err error) {
 	}
 	metrics.Collect(admin.Sources{
 		Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, Warmer: p.warmer,
+		Prefetched: p.handler.Prefetched,
 	})
 	secure, err := p.tlsConfig()
 	if err != nil {
@@ -156,6 +157,7 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
 		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
 		ScrubInterval: p.cfg.ScrubInterval, ScrubRate: int64(p.cfg.ScrubRate),
+		Pins:   true,
 		Memory: p.memory, Observe: metrics.Stored("blob"), Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
@@ -174,6 +176,8 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		},
 		GoneIf:  upstream.Refused,
 		Spare:   p.upstreams.Spare,
+		Pinned:  p.cfg.pinned(),
+		Hold:    p.blobs.Hold,
 		Memory:  p.memory,
 		Observe: metrics.Stored("manifest"), Logger: p.log.Named("manifests"),
 	})
@@ -194,6 +198,9 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 		return nil, err
 	}
 	cfg := handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests}
+	if p.cfg.Prefetch == prefetchManifest {
+		cfg.Prefetch = p.cfg.PrefetchTimeout
+	}
 	if p.cfg.Catalog {
 		cfg.Catalog = access.MayPull
 	}
@@ -227,6 +234,7 @@ func (p *program) control() *admin.Control {
 	return &admin.Control{
 		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Warmer: p.warmer,
 		Addr: p.servers[0].listener.Addr().String(), Denied: p.cfg.denied,
+		Pins: warm.Split(p.cfg.Pin),
 		Glob: func(pattern string) (func(string) bool, error) {
 			glob, err := handler.ParseGlob(pattern)
 			return glob.Match, err
@@ -331,6 +339,9 @@ func (p *program) close() error {
 	p.background.Wait()
 	if p.warmer != nil {
 		p.warmer.Close()
+	}
+	if p.handler != nil {
+		p.handler.Close()
 	}
 	if p.blobs != nil {
 		errs = append(errs, p.blobs.Close())

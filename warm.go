@@ -72,3 +72,19 @@ func (p *program) readWarmList(path string) ([]string, error) {
 	}
 	return references, p.warmer.Check(references)
 }
+
+// prefetchKind is what has a pull begin before it is asked for.
+type prefetchKind string
+
+const (
+	prefetchOff      prefetchKind = "off"
+	prefetchManifest prefetchKind = "manifest"
+)
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (k *prefetchKind) UnmarshalText(text []byte) error {
+	if *k = prefetchKind(text); *k != prefetchOff && *k != prefetchManifest {
+		return errors.New("no such kind")
+	}
+	return nil
+}

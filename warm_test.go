@@ -432,7 +432,9 @@ func TestWhatIsListedIsWarmFromTheStart(t *testing.T) {
 	c.wantRightCache(t)
 	next := c.hub.AddImage("library/next", "1", seeded(t, 5, small))
 	writeFile(t, file, "app:1\nquay.io/next:1\n") // wrong: what was before stays
-	eventually(t, "the complaint", func() bool { return strings.Contains(c.stderr.String(), "list of what to warm changed and can't be used") })
+	eventually(t, "the complaint", func() bool {
+		return strings.Contains(c.stderr.String(), "list of what to warm changed and can't be used")
+	})
 	if err := os.WriteFile(file, []byte("app:1\nnext:1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

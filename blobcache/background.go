@@ -22,7 +22,7 @@ var ErrUnkept = errors.New("blob can't be kept")
 func (c *Cache) Fill(ctx context.Context, d digest.Digest, src Source, arrived func(have, size int64)) (Outcome, error) {
 	src.background = true
 	outcome, complete := Hit, false
-	for !c.holds(d) {
+	for !c.has(d) {
 		if complete || c.isPassed(d) {
 			return Pass, ErrUnkept
 		}
@@ -69,8 +69,8 @@ func (c *Cache) Read() int {
 	return n
 }
 
-// holds reports whether the blob is on disk and nothing is done with it.
-func (c *Cache) holds(d digest.Digest) bool {
+// has reports whether the blob is on disk and nothing is done with it.
+func (c *Cache) has(d digest.Digest) bool {
 	c.mu.Lock()
 	e, busy := c.entries[d], c.fills[d] != nil
 	partial, size := e != nil && e.partial, int64(-1)

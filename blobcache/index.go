@@ -148,9 +148,10 @@ func (c *Cache) Renew(blobs []digest.Digest) {
 func (c *Cache) add(d digest.Digest, e *entry) {
 	c.drop(d)
 	c.entries[d] = e
-	end := c.end(e)
+	end := c.endOf(d, e)
 	c.due.Set(d, end)
 	c.counted(e).count(1, e.size)
+	c.countHeld(d, e, 1)
 	for _, q := range e.account.all() {
 		q.entries += e.size
 		q.due.Set(d, end)
@@ -167,6 +168,7 @@ func (c *Cache) drop(d digest.Digest) {
 	c.cfg.Memory.Delete(inMemory(d))
 	c.due.Delete(d)
 	c.counted(e).count(-1, -e.size)
+	c.countHeld(d, e, -1)
 	for _, q := range e.account.all() {
 		q.entries -= e.size
 		q.due.Delete(d)
@@ -203,6 +205,10 @@ func (c *Cache) end(e *entry) time.Time {
 // asked for all the same. It must be called once only.
 func (c *Cache) Run(ctx context.Context) error {
 	c.scan(ctx)
+	select {
+	case <-c.pinned:
+	case <-ctx.Done():
+	}
 	c.shrink()
 	close(c.scanned)
 	return c.due.Run(ctx, c.expire)
@@ -221,7 +227,7 @@ func (c *Cache) expire(d digest.Digest) (next time.Time, keep bool) {
 		c.mu.Unlock()
 		return time.Now().Add(c.cfg.TTL), true
 	}
-	if end := c.end(e); time.Now().Before(end) {
+	if end := c.endOf(d, e); time.Now().Before(end) {
 		c.mu.Unlock()
 		return end, true
 	}

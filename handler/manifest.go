@@ -18,6 +18,9 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *up
 	if err != nil {
 		return err
 	}
+	if r.Method == http.MethodGet {
+		h.prefetch(repo, m)
+	}
 	middleware.NoteOf(r.Context()).Outcome = m.Outcome.String()
 	content, err := h.manifests.Content(m)
 	if err != nil {

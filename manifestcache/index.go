@@ -219,6 +219,7 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	if v == nil {
 		v = new(validation)
 		repo.rights[m.Digest] = v
+		c.pinMoved(repository, string(m.Digest))
 	}
 	write := now.Sub(v.touched).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
 	if write {
@@ -334,6 +335,9 @@ func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
 	if e == nil {
 		e = &entry{digest: m.Digest, size: m.Size, touched: mtime}
 		c.manifests[m.Digest] = e
+		if c.pins.held[m.Digest] {
+			c.repin() // now it is known what it leads to
+		}
 	}
 	if e.number != 0 && e.kind != kind { // upstream has changed its mind
 		c.layers.remove(e)

@@ -133,6 +133,9 @@ func (c *Cache) noteTag(repository, tag string, d digest.Digest, validated time.
 	defer c.mu.Unlock()
 	repo := c.repository(hash)
 	repo.name = repository
+	if repo.tags[tag].digest != d {
+		c.pinMoved(repository, tag)
+	}
 	repo.tags[tag] = tagged{d, validated}
 }
 
@@ -142,6 +145,7 @@ func (c *Cache) dropTag(repository, tag string) {
 	c.mu.Lock()
 	if repo := c.repositories[hash]; repo != nil {
 		delete(repo.tags, tag)
+		c.pinMoved(repository, tag)
 	}
 	c.mu.Unlock()
 	c.unlist(hash)
@@ -173,6 +177,7 @@ func (c *Cache) dropRight(r right) {
 	c.mu.Lock()
 	if repo := c.repositories[r.repository]; repo != nil {
 		delete(repo.rights, r.digest)
+		c.pinMoved(repo.called(r.repository), string(r.digest))
 	}
 	c.mu.Unlock()
 	c.unlist(r.repository)

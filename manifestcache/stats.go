@@ -16,6 +16,8 @@ type Stats struct {
 	Fetched                      int64            // bytes of manifests that came from upstream
 	StoreErrors                  map[string]int64 // of the disk, by durable.Kind
 	Expired, ExpireErrors, Scans int64
+	Pins                         int64 // by hand
+	Held                         int64 // manifests that pins hold and that are here
 	Remembered                   int64 // rights to blobs: named by a manifest, or proven
 	RememberedHits               int64 // of them: upstream need not be asked
 	RememberedMisses             int64
@@ -52,6 +54,12 @@ func (c *Cache) Stats() Stats {
 	s.Remembered = int64(c.layers.held + len(c.proofs.proven))
 	for _, e := range c.manifests {
 		s.Bytes += e.size
+	}
+	s.Pins = int64(len(c.pins.hand))
+	for d := range c.pins.held {
+		if c.manifests[d] != nil {
+			s.Held++
+		}
 	}
 	return s
 }

@@ -51,6 +51,11 @@ var (
 	runningDesc    = prometheus.NewDesc("larder_limit_running", "Requests for what is in a repository, without HEADs, that run now.", nil, nil)
 	queuedDesc     = prometheus.NewDesc("larder_limit_queued", "Requests that wait until others have run.", nil, nil)
 	refusedDesc    = prometheus.NewDesc("larder_limit_refused_total", "Requests that have not run: too many waited (full), it waited too long (late), its client left while it waited (left).", []string{"reason"}, nil)
+	prefetchDesc   = prometheus.NewDesc("larder_prefetches", "Blobs that are being fetched before anybody has asked for them (LARDER_PREFETCH).", nil, nil)
+	prefetchedDesc = prometheus.NewDesc("larder_prefetched_blobs_total", "Blobs that were fetched before they were asked for: they came first (complete), a client came meanwhile (joined), none came in time (unused), they could not be had or kept (failed).", []string{"outcome"}, nil)
+	pinnedDesc     = prometheus.NewDesc("larder_pinned_entries", "Files in the cache that pins hold.", []string{"kind"}, nil)
+	pinnedBDesc    = prometheus.NewDesc("larder_pinned_bytes", "Bytes of blobs that pins hold.", nil, nil)
+	pinsDesc       = prometheus.NewDesc("larder_pins", "Images that are pinned by hand.", nil, nil)
 	warmingDesc    = prometheus.NewDesc("larder_warm_jobs", "Orders to warm images that are being carried out.", nil, nil)
 	warmedDesc     = prometheus.NewDesc("larder_warm_images_total", "References that were warmed, by what became of it: done, failed, stopped.", []string{"state"}, nil)
 	warmBytesDesc  = prometheus.NewDesc("larder_warm_bytes_total", "Bytes of blobs that were fetched to be warm.", nil, nil)
@@ -64,7 +69,7 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 		scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc,
 		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc, runningDesc, queuedDesc, refusedDesc,
 		rememberedDesc, remHitsDesc, remMissesDesc, memHitsDesc, memMissesDesc, memBytesDesc, memEntriesDesc, memMaxDesc,
-		warmingDesc, warmedDesc, warmBytesDesc,
+		warmingDesc, warmedDesc, warmBytesDesc, pinnedDesc, pinnedBDesc, pinsDesc, prefetchDesc, prefetchedDesc,
 	} {
 		ch <- d
 	}
@@ -79,6 +84,13 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	s.upstreams(c.from.Upstreams.Stats())
 	s.limit(c.from.Limit.Stats())
 	s.warm(c.from.Warmer.Stats())
+	if c.from.Prefetched != nil {
+		running, ended := c.from.Prefetched()
+		s.gauge(prefetchDesc, running)
+		for outcome, n := range ended {
+			s.counter(prefetchedDesc, n, outcome)
+		}
+	}
 }
 
 // sink takes the metrics of a scrape.
@@ -100,6 +112,8 @@ func (s sink) blobs(b blobcache.Stats) {
 	s.gauge(bytesDesc, b.PartialBytes, "partial")
 	s.gauge(maxDesc, b.MaxBytes)
 	s.gauge(reservedDesc, b.Reserved)
+	s.gauge(pinnedDesc, b.Held, "blob")
+	s.gauge(pinnedBDesc, b.HeldBytes)
 	s.counter(evictedDesc, b.Evicted)
 	s.counter(evictedBDesc, b.EvictedBytes)
 	s.counter(passedDesc, b.Passed)
@@ -128,6 +142,8 @@ func (s sink) manifests(m manifestcache.Stats) {
 	s.counter(damagedDesc, m.Damaged, "manifest")
 	s.counter(expiredDesc, m.Expired, "manifest")
 	s.counter(failedDesc, m.ExpireErrors, "manifest")
+	s.gauge(pinnedDesc, m.Held, "manifest")
+	s.gauge(pinsDesc, m.Pins)
 	s.gauge(rememberedDesc, m.Remembered)
 	s.counter(remHitsDesc, m.RememberedHits)
 	s.counter(remMissesDesc, m.RememberedMisses)

@@ -37,6 +37,8 @@ type Control struct {
 	Addr string
 	// Denied is the name of the setting by which a repository is not served, or "".
 	Denied func(repository string) (setting string)
+	// Pins are the patterns of images that are pinned by the configuration.
+	Pins []string
 	// Glob reads a pattern of repositories' names.
 	Glob func(pattern string) (match func(repository string) bool, err error)
 
@@ -51,6 +53,8 @@ func (c *Control) register(mux *http.ServeMux) {
 		"/cache/{reference...}": {http.MethodGet: c.show, http.MethodDelete: c.remove},
 		"/prune":                {http.MethodPost: c.prune},
 		"/why":                  {http.MethodGet: c.why},
+		"/pin":                  {http.MethodGet: c.pins},
+		"/pin/{reference...}":   {http.MethodGet: c.showPin, http.MethodPut: c.pin, http.MethodDelete: c.unpin},
 		"/warm":                 {http.MethodGet: c.warmJobs, http.MethodPost: c.warm},
 		"/warm/{id}":            {http.MethodGet: c.warmJob, http.MethodDelete: c.stopWarming},
 	} {

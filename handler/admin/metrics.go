@@ -40,6 +40,10 @@ type Sources struct {
 	Upstreams interface{ Stats() upstream.Stats }
 	Limit     interface{ Stats() middleware.LimitStats }
 	Warmer    interface{ Stats() warm.Stats }
+
+	// Prefetched counts blobs that were fetched before they were asked for, by what
+	// became of them, and says how many are on their way. nil: none are.
+	Prefetched func() (running int64, ended map[string]int64)
 }
 
 // NewMetrics makes the metrics, in a registry of their own. Collect must be

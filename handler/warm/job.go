@@ -28,8 +28,8 @@ type Image struct {
 	Matched   int           `json:"matched,omitempty"` // tags of a pattern; each is an Image of its own
 	Manifests int           `json:"manifests"`
 	Blobs     int           `json:"blobs"`
-	Fetched   int64         `json:"fetchedBytes"` // of blobs that were not there
-	Cached    int64         `json:"cachedBytes"`  // of blobs that were
+	Fetched   int64         `json:"fetchedBytes"`    // of blobs that were not there
+	Cached    int64         `json:"cachedBytes"`     // of blobs that were
 	Stale     bool          `json:"stale,omitempty"` // the registry could not say whether it is current
 	Error     string        `json:"error,omitempty"`
 
