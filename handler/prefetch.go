@@ -19,7 +19,7 @@ import (
 const (
 	// maxPrefetched is how many blobs are fetched at once that nobody has asked for,
 	// and maxPrefetchedBytes how large they may be together.
-	maxPrefetched      = 8
+	maxPrefetched      = 16
 	maxPrefetchedBytes = 1 << 30
 
 	// busy is how many blobs clients may be reading as they arrive for there to be

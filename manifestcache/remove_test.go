@@ -125,8 +125,12 @@ func TestWhatGoesWithWhat(t *testing.T) {
 		"digest of nothing":  {func(s *stock) *manifestcache.Plan { return s.PlanDigest(base) }, "0 rights"},
 		"pruned: all":        {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, later(), manifestcache.Spare) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag docker.io/library/a:multi tag ghcr.io/b:app 6 rights app app's arm arm's base index other other's shared shared's"},
 		"pruned: any name":   {func(s *stock) *manifestcache.Plan { return s.PlanPrune(all, later(), manifestcache.Spare) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag docker.io/library/a:multi tag ghcr.io/b:app 6 rights app app's arm arm's base index other other's shared shared's"},
-		"pruned: too young":  {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, time.Now().Add(-time.Hour), manifestcache.Spare) }, "0 rights"},
-		"pruned: nobody's":   {func(s *stock) *manifestcache.Plan { return s.PlanPrune(func(string) bool { return false }, later(), manifestcache.Spare) }, "0 rights"},
+		"pruned: too young": {func(s *stock) *manifestcache.Plan {
+			return s.PlanPrune(nil, time.Now().Add(-time.Hour), manifestcache.Spare)
+		}, "0 rights"},
+		"pruned: nobody's": {func(s *stock) *manifestcache.Plan {
+			return s.PlanPrune(func(string) bool { return false }, later(), manifestcache.Spare)
+		}, "0 rights"},
 		"pruned: but one":    {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, s.allBut(s.app), manifestcache.Spare) }, "tag docker.io/library/a:multi tag ghcr.io/b:app 5 rights arm arm's index other other's shared shared's"},
 		"pruned: but a list": {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, s.allBut(s.index), manifestcache.Spare) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag ghcr.io/b:app 2 rights app app's base other other's"},
 		"pruned: one's, aged": {func(s *stock) *manifestcache.Plan {
