@@ -307,28 +307,6 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
 }
 
-// Size is the size of a blob that is on disk or on its way. It never starts a
-// fill and never waits.
-func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
-	c.mu.Lock()
-	e, f := c.entries[d], c.fills[d]
-	if e != nil && !e.partial {
-		size = e.size
-		c.mu.Unlock()
-		return size, true
-	}
-	c.mu.Unlock()
-	if f != nil {
-		size = f.knownSize()
-		return size, size >= 0
-	}
-	fi, err := c.root.Stat(blobName(d)) // not scanned yet
-	if err != nil || !fi.Mode().IsRegular() {
-		return 0, false
-	}
-	return fi.Size(), true
-}
-
 // Stats says what the cache holds and has done.
 func (c *Cache) Stats() Stats {
 	s := Stats{

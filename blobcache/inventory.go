@@ -38,6 +38,28 @@ func (c *Cache) Scanned(ctx context.Context) error {
 	}
 }
 
+// Size is the size of a blob that is on disk or on its way. It never starts a
+// fill and never waits.
+func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
+	c.mu.Lock()
+	e, f := c.entries[d], c.fills[d]
+	if e != nil && !e.partial {
+		size = e.size
+		c.mu.Unlock()
+		return size, true
+	}
+	c.mu.Unlock()
+	if f != nil {
+		size = f.knownSize()
+		return size, size >= 0
+	}
+	fi, err := c.root.Stat(blobName(d)) // not scanned yet
+	if err != nil || !fi.Mode().IsRegular() {
+		return 0, false
+	}
+	return fi.Size(), true
+}
+
 // Items says what there is of each of the blobs, in their order. It is no use of
 // them.
 func (c *Cache) Items(blobs []digest.Digest) []Item {
