@@ -12,8 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"larder/auth"
 	"larder/auth/htpasswd"
@@ -51,8 +51,9 @@ type program struct {
 	warmer     *warm.Warmer
 	warmList   func() []string // nil: there is none
 	limit      middleware.LimitCounts
-	audit      *auditLog     // nil: off
-	memory     *memory.Cache // of both
+	audit      *auditLog               // nil: off
+	memory     *memory.Cache           // of both
+	sockets    map[string]net.Listener // handed down, by the variable they stand in for
 	servers    []*server
 	stopping   atomic.Bool
 	background sync.WaitGroup
@@ -66,8 +67,8 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 	if err != nil {
 		return err
 	}
-	log := newLogger(cfg, stderr)
-	defer func() { _ = log.Sync() }() // stderr of a container can't be synced
+	log, closeLog := newLogger(cfg, stderr)
+	defer closeLog()
 	for _, v := range cfg.unknown {
 		if v.didYouMean != "" {
 			log.Warn("unknown variable", zap.String("variable", v.name), zap.String("did you mean", v.didYouMean))
@@ -83,22 +84,13 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 	return p.serve(ctx)
 }
 
-func newLogger(cfg *config, w io.Writer) *zap.Logger {
-	encoding := zap.NewProductionEncoderConfig()
-	encoding.EncodeTime = zapcore.ISO8601TimeEncoder
-	encoding.EncodeDuration = zapcore.StringDurationEncoder
-	encoder := zapcore.NewJSONEncoder(encoding)
-	if cfg.LogFormat == "console" {
-		encoding.EncodeLevel = zapcore.CapitalLevelEncoder
-		encoder = zapcore.NewConsoleEncoder(encoding)
-	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), cfg.LogLevel))
-}
-
 // open makes everything that serving needs, the listeners last: whoever can
 // connect gets an answer. Nobody is contacted.
 func (p *program) open() (err error) {
 	cfg := p.cfg
+	if err := p.openSockets(); err != nil {
+		return err
+	}
 	if p.audit, err = openAudit(cfg.AuditLog, p.stdout, p.log.Named("audit")); err != nil {
 		return err
 	}
@@ -131,7 +123,7 @@ func (p *program) open() (err error) {
 		return err
 	}
 	metrics.Collect(admin.Sources{
-		Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, Warmer: p.warmer,
+		Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, Warmer: p.warmer, AuditLost: p.audit.lostRecords,
 		Prefetched: p.handler.Prefetched,
 	})
 	secure, err := p.tlsConfig()
@@ -206,7 +198,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	}
 	h := handler.New(cfg)
 	p.handler = h
-	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
+	opts.Logger, opts.Access, opts.Observe = p.log.Named("http"), patient(p.log.Named("http")), metrics.Observe
 	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, access.MayPull
 	opts.Limit, opts.Variables = &p.limit, p.cfg.settings
@@ -268,6 +260,7 @@ func (p *program) serve(ctx context.Context) error {
 		zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 		zap.Bool("password", p.cfg.Htpasswd != ""),
 		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+	p.tellSystemd(daemon.SdNotifyReady, "STATUS=answering on "+p.servers[0].listener.Addr().String())
 	<-ctx.Done()
 	err := context.Cause(ctx)
 	p.warmer.Close() // nobody has to be waited for who watches
@@ -309,6 +302,7 @@ func (p *program) ready() (detail string, err error) {
 // the grace period.
 func (p *program) shutdown() {
 	p.stopping.Store(true)
+	p.tellSystemd(daemon.SdNotifyStopping)
 	p.log.Info("larder stopping", zap.Duration("grace", p.cfg.ShutdownGrace))
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ShutdownGrace)
 	defer cancel()

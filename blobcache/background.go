@@ -72,7 +72,7 @@ func (c *Cache) Read() int {
 // has reports whether the blob is on disk and nothing is done with it.
 func (c *Cache) has(d digest.Digest) bool {
 	c.mu.Lock()
-	e, busy := c.entries[d], c.fills[d] != nil
+	e, busy := c.entries.Get(d), c.fills[d] != nil
 	partial, size := e != nil && e.partial, int64(-1)
 	if e != nil {
 		size = e.size

@@ -7,7 +7,7 @@ import (
 )
 
 // never is when the life of what is held ends.
-var never = time.Unix(1<<40, 0)
+var never = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Hold says which blobs are neither evicted nor expire, until it says others. The
 // map is the cache's from now on.
@@ -17,13 +17,13 @@ func (c *Cache) Hold(blobs map[digest.Digest]bool) {
 	before := c.holds
 	for d := range before {
 		if !blobs[d] {
-			c.countHeld(d, c.entries[d], -1)
+			c.countHeld(d, c.entries.Get(d), -1)
 		}
 	}
 	c.holds = blobs
 	for d := range blobs {
 		if !before[d] {
-			c.countHeld(d, c.entries[d], 1)
+			c.countHeld(d, c.entries.Get(d), 1)
 			c.reschedule(d)
 		}
 	}
@@ -54,14 +54,14 @@ func (c *Cache) countHeld(d digest.Digest, e *entry, n int64) {
 // reschedule puts the entry of d, if there is one, where it belongs among those
 // that are due. Needs mu.
 func (c *Cache) reschedule(d digest.Digest) {
-	e := c.entries[d]
+	e := c.entries.Get(d)
 	if e == nil {
 		return
 	}
 	end := c.endOf(d, e)
-	c.due.Set(d, end)
+	c.due.Set(e, end)
 	for _, q := range e.account.all() {
-		q.due.Set(d, end)
+		q.due.Set(e, end)
 	}
 }
 

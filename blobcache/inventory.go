@@ -38,28 +38,6 @@ func (c *Cache) Scanned(ctx context.Context) error {
 	}
 }
 
-// Size is the size of a blob that is on disk or on its way. It never starts a
-// fill and never waits.
-func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
-	c.mu.Lock()
-	e, f := c.entries[d], c.fills[d]
-	if e != nil && !e.partial {
-		size = e.size
-		c.mu.Unlock()
-		return size, true
-	}
-	c.mu.Unlock()
-	if f != nil {
-		size = f.knownSize()
-		return size, size >= 0
-	}
-	fi, err := c.root.Stat(blobName(d)) // not scanned yet
-	if err != nil || !fi.Mode().IsRegular() {
-		return 0, false
-	}
-	return fi.Size(), true
-}
-
 // Items says what there is of each of the blobs, in their order. It is no use of
 // them.
 func (c *Cache) Items(blobs []digest.Digest) []Item {
@@ -68,8 +46,8 @@ func (c *Cache) Items(blobs []digest.Digest) []Item {
 	defer c.mu.Unlock()
 	for i, d := range blobs {
 		f := c.fills[d]
-		if e := c.entries[d]; e != nil {
-			items[i] = Item{Whole: !e.partial, Filling: f != nil, Size: e.size, Used: e.used}
+		if e := c.entries.Get(d); e != nil {
+			items[i] = Item{Whole: !e.partial, Filling: f != nil, Size: e.size, Used: e.used.Time()}
 			if c.cfg.TTL > 0 && !c.holds[d] {
 				items[i].Expires = c.end(e)
 			}
@@ -92,9 +70,9 @@ func (c *Cache) Unused(before time.Time) []digest.Digest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var unused []digest.Digest
-	for d, e := range c.entries {
-		if e.used.Before(before) {
-			unused = append(unused, d)
+	for e := range c.entries.All() {
+		if e.used.Time().Before(before) {
+			unused = append(unused, e.name.Digest())
 		}
 	}
 	return unused
@@ -105,7 +83,7 @@ func (c *Cache) Unused(before time.Time) []digest.Digest {
 // is ErrAbsent, ErrBusy or that of the disk.
 func (c *Cache) Remove(d digest.Digest) (freed int64, err error) {
 	c.mu.Lock()
-	e := c.entries[d]
+	e := c.entries.Get(d)
 	if f := c.fills[d]; f != nil {
 		c.mu.Unlock()
 		if f.removing {

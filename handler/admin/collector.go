@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"maps"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -59,6 +60,9 @@ var (
 	warmingDesc    = prometheus.NewDesc("larder_warm_jobs", "Orders to warm images that are being carried out.", nil, nil)
 	warmedDesc     = prometheus.NewDesc("larder_warm_images_total", "References that were warmed, by what became of it: done, failed, stopped.", []string{"state"}, nil)
 	warmBytesDesc  = prometheus.NewDesc("larder_warm_bytes_total", "Bytes of blobs that were fetched to be warm.", nil, nil)
+	diskDesc       = prometheus.NewDesc("larder_disk_bytes", "Size of the file system that the cache is on.", nil, nil)
+	freeDesc       = prometheus.NewDesc("larder_disk_free_bytes", "What is free of it for larder.", nil, nil)
+	lostDesc       = prometheus.NewDesc("larder_audit_lost_total", "Audit records that could not be written.", nil, nil)
 	failedDesc     = prometheus.NewDesc("larder_expire_errors_total", "Expired files that could not be removed; each is tried again.", []string{"kind"}, nil)
 )
 
@@ -70,6 +74,7 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc, runningDesc, queuedDesc, refusedDesc,
 		rememberedDesc, remHitsDesc, remMissesDesc, memHitsDesc, memMissesDesc, memBytesDesc, memEntriesDesc, memMaxDesc,
 		warmingDesc, warmedDesc, warmBytesDesc, pinnedDesc, pinnedBDesc, pinsDesc, prefetchDesc, prefetchedDesc,
+		diskDesc, freeDesc, lostDesc,
 	} {
 		ch <- d
 	}
@@ -79,6 +84,10 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	s := sink(ch)
 	s.blobs(c.from.Blobs.Stats())
+	if size, free, err := c.from.Blobs.Disk(); err == nil {
+		s.gauge(diskDesc, size)
+		s.gauge(freeDesc, free)
+	}
 	s.manifests(c.from.Manifests.Stats())
 	s.memory(c.from.Memory.Stats())
 	s.upstreams(c.from.Upstreams.Stats())
@@ -90,6 +99,9 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 		for outcome, n := range ended {
 			s.counter(prefetchedDesc, n, outcome)
 		}
+	}
+	if c.from.AuditLost != nil {
+		s.counter(lostDesc, c.from.AuditLost())
 	}
 }
 
@@ -117,9 +129,7 @@ func (s sink) blobs(b blobcache.Stats) {
 	s.counter(evictedDesc, b.Evicted)
 	s.counter(evictedBDesc, b.EvictedBytes)
 	s.counter(passedDesc, b.Passed)
-	for name, n := range b.StoreErrors {
-		s.counter(storeDesc, n, "blob", name)
-	}
+	s.storeErrors("blob", b.StoreErrors)
 	s.counter(scrubbedDesc, b.ScrubbedBytes)
 	s.counter(doubtedDesc, b.Doubted)
 	s.counter(fetchedDesc, b.Fetched)
@@ -130,12 +140,20 @@ func (s sink) blobs(b blobcache.Stats) {
 	s.counter(failedDesc, b.ExpireErrors, "blob")
 }
 
+// storeErrors begins with what may go wrong at 0, as Prometheus sees no increase in
+// what was not there before.
+func (s sink) storeErrors(kind string, errs map[string]int64) {
+	all := map[string]int64{"ENOSPC": 0, "EROFS": 0, "EIO": 0}
+	maps.Copy(all, errs)
+	for name, n := range all {
+		s.counter(storeDesc, n, kind, name)
+	}
+}
+
 func (s sink) manifests(m manifestcache.Stats) {
 	s.gauge(entriesDesc, m.Entries, "manifest")
 	s.gauge(bytesDesc, m.Bytes, "manifest")
-	for name, n := range m.StoreErrors {
-		s.counter(storeDesc, n, "manifest", name)
-	}
+	s.storeErrors("manifest", m.StoreErrors)
 	s.gauge(entriesDesc, m.Lists, "list")
 	s.gauge(bytesDesc, m.ListBytes, "list")
 	s.counter(mismatchesDesc, m.Mismatches, "manifest")
