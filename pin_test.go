@@ -51,7 +51,7 @@ func (c *controlled) addImage(t *testing.T, repository, tag string, seed int) up
 // the next.
 func TestWhatIsPinnedOutlivesItsTime(t *testing.T) {
 	t.Parallel()
-	environ := []string{"LARDER_BLOB_TTL=1s", "LARDER_MANIFEST_TTL=1s", "LARDER_PIN=docker.io/library/set:1.*"}
+	environ := []string{"LARDER_BLOB_TTL=3s", "LARDER_MANIFEST_TTL=3s", "LARDER_PIN=docker.io/library/set:1.*"}
 	c := newControlled(t, environ)
 	index, images := addIndex(t, c.hub, "library/multi", "1", "linux/amd64", "linux/arm64")
 	set, other := c.addImage(t, "library/set", "1.0", 1), c.addImage(t, "library/other", "1", 2)
@@ -112,7 +112,7 @@ func TestWhatIsPinnedOutlivesItsTime(t *testing.T) {
 // TestAPinGoesWithItsTag moves a pinned tag, and takes it away.
 func TestAPinGoesWithItsTag(t *testing.T) {
 	t.Parallel()
-	c := newControlled(t, []string{"LARDER_BLOB_TTL=1s", "LARDER_MANIFEST_TTL=1s"})
+	c := newControlled(t, []string{"LARDER_BLOB_TTL=3s", "LARDER_MANIFEST_TTL=3s"})
 	others := 0
 	outlives := func(what string, img upstreamtest.Image) {
 		t.Helper()
