@@ -57,6 +57,13 @@ type config struct {
 	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
 	RateLimitFloor      pulls       `env:"LARDER_RATELIMIT_FLOOR" envDefault:"5"`
 
+	Prefetch        prefetchKind  `env:"LARDER_PREFETCH" envDefault:"off"`
+	PrefetchTimeout time.Duration `env:"LARDER_PREFETCH_TIMEOUT" envDefault:"30s"`
+
+	Pin           string    `env:"LARDER_PIN"`
+	Warm          string    `env:"LARDER_WARM"`
+	WarmPlatforms platforms `env:"LARDER_WARM_PLATFORMS"`
+
 	TLSCert  string `env:"LARDER_TLS_CERT"`
 	TLSKey   string `env:"LARDER_TLS_KEY"`
 	ClientCA string `env:"LARDER_CLIENT_CA"`
@@ -68,6 +75,7 @@ type config struct {
 	Access        string   `env:"LARDER_ACCESS"`
 
 	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
+	AdminLogin    string `env:"LARDER_ADMIN_LOGIN" secret:"yes"`
 
 	// Outermost first. Log, audit and metrics are outside of recover, to see the 500
 	// that becomes of a panic. Limit is inside of all that refuse, or who is refused would
@@ -86,6 +94,7 @@ type config struct {
 
 	upstreams   []upstream.Registry // of UpstreamList
 	access      handler.Access      // of Allow and Deny
+	pins        handler.ImageGlobs  // of Pin
 	middlewares []string            // of Middleware
 	settings    map[string]string   // of middlewares: variables of their own
 	unknown     []unknownVariable
@@ -198,6 +207,10 @@ func form(t reflect.Type) string {
 		return "a size like 50GiB or 80%"
 	case reflect.TypeFor[quotas]():
 		return "a list like ghcr.io=20GiB,docker.io/library=5GiB"
+	case reflect.TypeFor[prefetchKind]():
+		return "one of off, manifest"
+	case reflect.TypeFor[platforms]():
+		return "a list of platforms like linux/amd64,linux/arm64, or all"
 	case reflect.TypeFor[pulls]():
 		return "a number of pulls, 0 or more"
 	default:
@@ -241,11 +254,15 @@ func (c *config) check() (problems []error) {
 		{"LARDER_TAG_TTL", c.TagTTL},
 		{"LARDER_LIST_TTL", c.ListTTL},
 		{"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
+		{"LARDER_PREFETCH_TIMEOUT", c.PrefetchTimeout},
 		{"LARDER_SCRUB_INTERVAL", c.ScrubInterval},
 	} {
 		if field.d < 0 {
 			bad("%s: %v is negative", field.name, field.d)
 		}
+	}
+	if c.Prefetch == prefetchManifest && c.PrefetchTimeout == 0 {
+		bad("LARDER_PREFETCH_TIMEOUT: with 0, nothing could be fetched in time")
 	}
 	if !validAddr(c.Addr) {
 		bad("LARDER_ADDR: not an address like 127.0.0.1:5000")
@@ -273,6 +290,9 @@ func (c *config) check() (problems []error) {
 	}
 	if c.Password != "" && c.PasswordFile != "" {
 		bad("LARDER_PASSWORD, LARDER_PASSWORD_FILE: both are set")
+	}
+	if c.AdminLogin != "" && !strings.Contains(c.AdminLogin, ":") {
+		bad("LARDER_ADMIN_LOGIN: not of the form user:password")
 	}
 	if secret := c.Password != "" || c.PasswordFile != ""; secret && c.Username == "" {
 		bad("LARDER_USERNAME: not set, but a password is")
@@ -314,7 +334,21 @@ func (c *config) checkGlobs() (problems []error) {
 			problems = append(problems, fmt.Errorf("%s: %w", list.variable, err))
 		}
 	}
+	if c.Pin != "" {
+		var err error
+		if c.pins, err = handler.ParseImageGlobs(c.Pin, c.upstreams); err != nil {
+			problems = append(problems, fmt.Errorf("LARDER_PIN: %w", err))
+		}
+	}
 	return problems
+}
+
+// pinned is nil if LARDER_PIN is not set.
+func (c *config) pinned() func(repository, reference string) bool {
+	if c.pins == nil {
+		return nil
+	}
+	return c.pins.Match
 }
 
 // denied is the variable by which a repository is not served, or "".

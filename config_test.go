@@ -25,7 +25,7 @@ func TestConfigDefaults(t *testing.T) {
 		Auth:        authBasic,
 		Middleware:  "requestid,log,audit,metrics,recover,auth,allow,readonly,limit",
 		middlewares: []string{"requestid", "log", "audit", "metrics", "recover", "auth", "allow", "readonly", "limit"}, settings: map[string]string{},
-		LogLevel: zapcore.InfoLevel, LogFormat: "auto", AuditLog: "off", ShutdownGrace: 20 * time.Second,
+		LogLevel: zapcore.InfoLevel, LogFormat: "auto", Prefetch: "off", PrefetchTimeout: 30 * time.Second, AuditLog: "off", ShutdownGrace: 20 * time.Second,
 	}
 	var empty []string // a variable that is there and empty is one that is not there
 	for f := range reflect.TypeFor[config]().Fields() {
@@ -92,6 +92,10 @@ func TestConfigValues(t *testing.T) {
 		"middleware": {
 			[]string{"LARDER_MIDDLEWARE=recover, readonly"}, func(c *config) any { return strings.Join(c.middlewares, "|") }, "recover|readonly",
 		},
+		"prefetch":        {[]string{"LARDER_PREFETCH=manifest", "LARDER_PREFETCH_TIMEOUT=5s"}, func(c *config) any { return c.Prefetch }, prefetchManifest},
+		"pins":            {[]string{"LARDER_PIN=docker.io/library/alpine:3.*"}, func(c *config) any { return c.pinned()("docker.io/library/alpine", "3.20") }, true},
+		"warm":            {[]string{"LARDER_WARM=alpine:3.*", "LARDER_WARM_PLATFORMS=all"}, func(c *config) any { return c.Warm + string(c.WarmPlatforms) }, "alpine:3.*all"},
+		"admin login":     {[]string{"LARDER_ADMIN_LOGIN=u:p:w"}, func(c *config) any { return c.AdminLogin }, "u:p:w"},
 		"level":           {[]string{"LARDER_LOG_LEVEL=debug"}, func(c *config) any { return c.LogLevel }, zapcore.DebugLevel},
 		"level shouted":   {[]string{"LARDER_LOG_LEVEL=ERROR"}, func(c *config) any { return c.LogLevel }, zapcore.ErrorLevel},
 		"audit log":       {[]string{"LARDER_AUDIT_LOG=/var/log/audit.json"}, func(c *config) any { return c.AuditLog }, "/var/log/audit.json"},
@@ -192,6 +196,13 @@ var bad = map[string]struct {
 	"anonymous, no boolean": {[]string{"LARDER_ANONYMOUS_PULL=hush"}, []string{"LARDER_ANONYMOUS_PULL"}},
 	"doctor":                {[]string{"LARDER_DOCTOR_REFERENCE=hush:!"}, []string{"LARDER_DOCTOR_REFERENCE"}},
 	"doctor, not listed":    {[]string{"LARDER_DOCTOR_REFERENCE=hush.io/a/b"}, []string{"LARDER_DOCTOR_REFERENCE", "not listed"}},
+	"prefetch":              {[]string{"LARDER_PREFETCH=hush"}, []string{"LARDER_PREFETCH"}},
+	"prefetch timeout":      {[]string{"LARDER_PREFETCH=manifest", "LARDER_PREFETCH_TIMEOUT=0"}, []string{"LARDER_PREFETCH_TIMEOUT"}},
+	"prefetch, negative":    {[]string{"LARDER_PREFETCH_TIMEOUT=-1s"}, []string{"LARDER_PREFETCH_TIMEOUT"}},
+	"pin":                   {[]string{"LARDER_PIN=hush"}, []string{"LARDER_PIN", "entry 1"}},
+	"pin, not listed":       {[]string{"LARDER_PIN=docker.io/**,hush.io/**:1"}, []string{"LARDER_PIN", "entry 2"}},
+	"warm platforms":        {[]string{"LARDER_WARM_PLATFORMS=hush"}, []string{"LARDER_WARM_PLATFORMS"}},
+	"admin login":           {[]string{"LARDER_ADMIN_LOGIN=hush"}, []string{"LARDER_ADMIN_LOGIN"}},
 	"format":                {[]string{"LARDER_LOG_FORMAT=hush"}, []string{"LARDER_LOG_FORMAT"}},
 	"cert without key":      {[]string{"LARDER_TLS_CERT=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},
 	"key without cert":      {[]string{"LARDER_TLS_KEY=hush"}, []string{"LARDER_TLS_CERT", "LARDER_TLS_KEY"}},

@@ -179,5 +179,5 @@ func unknownCommand(name string) error {
 		names = append(names, match[1])
 	}
 	names = slices.Compact(names)
-	return fmt.Errorf("%w %q; there are %s", errUsage, name, strings.Join(names, ", "))
+	return fmt.Errorf("%w: unknown command %q; there are %s", errUsage, name, strings.Join(names, ", "))
 }

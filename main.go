@@ -6,6 +6,7 @@
 //	larder demo      show a cold pull, a warm one, and one without the upstream
 //	larder doctor    find out what does not work, and what to do about it
 //	larder health    ask a running larder whether it is well; for health checks
+//	larder warm REF  have a running larder fetch images before they are pulled
 //	larder version   print the version
 //	larder help      explain the commands and the variables
 //
@@ -31,12 +32,14 @@ const usage = `larder is a pull-through cache for container images.
   larder demo      show a cold pull, a warm one, and one without the upstream
   larder doctor    find out what does not work, and what to do about it
   larder health    ask a running larder whether it is well; for health checks
+  larder warm REF  have a running larder fetch images before they are pulled;
+                   -platform linux/amd64,linux/arm64 or all, -detach to leave it alone
   larder version   print the version
   larder help      explain the commands and the variables
 `
 
 // errUsage says that the command line is wrong.
-var errUsage = errors.New("unknown command")
+var errUsage = errors.New("wrong command line")
 
 func main() {
 	tuneCollector()
@@ -54,6 +57,9 @@ func main() {
 func command(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
 		return run(ctx, environ, stdout, stderr)
+	}
+	if args[0] == "warm" {
+		return warmCommand(ctx, args[1:], environ, stdout)
 	}
 	if len(args) > 1 {
 		return unknownCommand(strings.Join(args, " "))

@@ -23,6 +23,7 @@ import (
 	"larder/handler/admin/setup"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -47,6 +48,9 @@ type program struct {
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
+	handler    *handler.Handler
+	warmer     *warm.Warmer
+	warmList   func() []string // nil: there is none
 	limit      middleware.LimitCounts
 	audit      *auditLog               // nil: off
 	memory     *memory.Cache           // of both
@@ -103,11 +107,17 @@ func (p *program) open() (err error) {
 	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, AuditLost: p.audit.lostRecords})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
 	}
+	if p.warmList, err = p.openWarmer(); err != nil {
+		return err
+	}
+	metrics.Collect(admin.Sources{
+		Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, Warmer: p.warmer, AuditLost: p.audit.lostRecords,
+		Prefetched: p.handler.Prefetched,
+	})
 	secure, err := p.tlsConfig()
 	if err != nil {
 		return err
@@ -131,6 +141,7 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
 		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
 		ScrubInterval: p.cfg.ScrubInterval, ScrubRate: int64(p.cfg.ScrubRate),
+		Pins:   true,
 		Memory: p.memory, Observe: metrics.Stored("blob"), Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
@@ -149,6 +160,8 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		},
 		GoneIf:  upstream.Refused,
 		Spare:   p.upstreams.Spare,
+		Pinned:  p.cfg.pinned(),
+		Hold:    p.blobs.Hold,
 		Memory:  p.memory,
 		Observe: metrics.Stored("manifest"), Logger: p.log.Named("manifests"),
 	})
@@ -169,10 +182,14 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 		return nil, err
 	}
 	cfg := handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests}
+	if p.cfg.Prefetch == prefetchManifest {
+		cfg.Prefetch = p.cfg.PrefetchTimeout
+	}
 	if p.cfg.Catalog {
 		cfg.Catalog = access.MayPull
 	}
 	h := handler.New(cfg)
+	p.handler = h
 	opts.Logger, opts.Access, opts.Observe = p.log.Named("http"), patient(p.log.Named("http")), metrics.Observe
 	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, access.MayPull
@@ -199,8 +216,9 @@ func (p *program) passwords(variable, path string) (opts middleware.Options, err
 // control is what shows and prunes the cache.
 func (p *program) control() *admin.Control {
 	return &admin.Control{
-		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams,
+		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Warmer: p.warmer,
 		Addr: p.servers[0].listener.Addr().String(), Denied: p.cfg.denied,
+		Pins: warm.Split(p.cfg.Pin),
 		Glob: func(pattern string) (func(string) bool, error) {
 			glob, err := handler.ParseGlob(pattern)
 			return glob.Match, err
@@ -233,6 +251,9 @@ func (p *program) serve(ctx context.Context) error {
 	if p.audit != nil {
 		p.background.Go(func() { p.audit.run(ctx) })
 	}
+	if p.warmList != nil {
+		p.background.Go(func() { p.warmer.Follow(ctx, p.warmList) })
+	}
 	adminAddr := "" // off
 	if len(p.servers) > 1 {
 		adminAddr = p.servers[1].listener.Addr().String()
@@ -248,6 +269,7 @@ func (p *program) serve(ctx context.Context) error {
 	p.tellSystemd(daemon.SdNotifyReady, "STATUS=answering on "+p.servers[0].listener.Addr().String())
 	<-ctx.Done()
 	err := context.Cause(ctx)
+	p.warmer.Close() // nobody has to be waited for who watches
 	p.shutdown()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -315,6 +337,12 @@ func (p *program) close() error {
 		}
 	}
 	p.background.Wait()
+	if p.warmer != nil {
+		p.warmer.Close()
+	}
+	if p.handler != nil {
+		p.handler.Close()
+	}
 	if p.blobs != nil {
 		errs = append(errs, p.blobs.Close())
 	}

@@ -149,7 +149,11 @@ func (f *fill) planAhead() {
 	if !f.answered || f.size < f.cache.sizes.beginning {
 		return
 	}
-	for pos := f.have.run(0); len(f.claims) == 0 || len(f.claims) < f.parallel && !f.plentiful(); {
+	parallel := f.parallel
+	if f.unread {
+		parallel = 1
+	}
+	for pos := f.have.run(0); len(f.claims) == 0 || len(f.claims) < parallel && !f.plentiful(); {
 		pos = f.free(pos)
 		if pos >= f.size {
 			return

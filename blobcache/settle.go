@@ -115,6 +115,11 @@ func (c *Cache) unkept(f *fill, err error) {
 		c.complain("the cache can't be written; blobs are passed on without being kept", err)
 		return
 	}
+	if s := c.Stats(); s.HeldBytes > 0 {
+		c.disk.Warn("no room for a blob beside what is pinned; it is passed on without being kept", zap.Stringer("digest", f.digest),
+			zap.Int64("size", f.knownSize()), zap.String("owner", f.source.Owner), zap.Int64("pinned", s.HeldBytes), zap.Int64("max", s.MaxBytes))
+		return
+	}
 	c.disk.Warn("no room for a blob, whatever else is removed; it is passed on without being kept",
 		zap.Stringer("digest", f.digest), zap.Int64("size", f.knownSize()), zap.String("owner", f.source.Owner))
 }

@@ -51,6 +51,7 @@ type image struct {
 	Used      time.Time  `json:"used"`
 	Expires   *time.Time `json:"expires"` // when the first part of it does, if it is not used until then
 	Hits      int64      `json:"hits"`    // since larder was started
+	Pinned    bool       `json:"pinned"`  // a pin holds it
 }
 
 type tag struct {
@@ -277,7 +278,7 @@ func (c *Control) describe(from manifestcache.Image) (image, bool) {
 	img := image{
 		Repository: from.Repository, Digest: from.Digest, MediaType: body.MediaType, Size: from.Size, Total: m.total,
 		Tags: []tag{}, TagCount: len(from.Tags), Blobs: len(m.blobs), Missing: []missing{},
-		Validated: second(from.Validated), Used: second(from.Used), Hits: from.Hits,
+		Validated: second(from.Validated), Used: second(from.Used), Hits: from.Hits, Pinned: from.Held,
 	}
 	for _, t := range from.Tags[:min(len(from.Tags), maxDetails)] {
 		img.Tags = append(img.Tags, tag{t.Name, second(t.Validated)})

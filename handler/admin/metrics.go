@@ -14,6 +14,7 @@ import (
 	"larder/blobcache/memory"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -58,6 +59,11 @@ type Sources struct {
 	Upstreams interface{ Stats() upstream.Stats }
 	Limit     interface{ Stats() middleware.LimitStats }
 	AuditLost func() int64 // nil: nothing is recorded
+	Warmer    interface{ Stats() warm.Stats }
+
+	// Prefetched counts blobs that were fetched before they were asked for, by what
+	// became of them, and says how many are on their way. nil: none are.
+	Prefetched func() (running int64, ended map[string]int64)
 }
 
 // Blobs is what is asked of the cache of blobs at each scrape.
