@@ -326,7 +326,7 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 	if content == nil {
 		leave()
 		c.count.outcomes[outcome].Add(1)
-		return &Blob{Content: memory.NewReader(f.held), Size: size, Outcome: outcome, Waited: time.Since(began)}, nil
+		return &Blob{Content: memory.NewReader(f.small()), Size: size, Outcome: outcome, Waited: time.Since(began)}, nil
 	}
 	if content.stored {
 		outcome = Hit

@@ -33,12 +33,16 @@ const (
 	near = 1 << 20
 )
 
-// sizes are the constants above, and three more. Tests make them smaller, so that
+// sizes are the constants above, and four more. Tests make them smaller, so that
 // small blobs are planned for as large ones are, and plenty 0: nothing is.
-type sizes struct{ segment, beginning, plenty, granule, firstPart, near, saveEvery, whole, window int64 }
+type sizes struct {
+	segment, beginning, plenty, granule, firstPart, near, saveEvery int64
+	saveAtMost                                                      time.Duration
+	whole, window                                                   int64
+}
 
 func usualSizes() sizes {
-	return sizes{segment, beginning, plenty, granule, firstPart, near, saveEvery, whole, window}
+	return sizes{segment, beginning, plenty, granule, firstPart, near, saveEvery, saveAtMost, whole, window}
 }
 
 // claim is a part of the blob that a fetcher brings: pos moves, end is where it

@@ -90,7 +90,7 @@ func (f *fill) storeHeld() (*entry, error) {
 		return nil, err
 	}
 	defer file.Close()
-	if _, err := c.writeAt(file, f.held, 0); err != nil {
+	if _, err := c.writeAt(file, f.small(), 0); err != nil {
 		return nil, err
 	}
 	if err := durable.CommitSoon(c.root, tmp, blobName(f.digest)); err != nil {
