@@ -276,6 +276,7 @@ func (c *Cache) evictOne(q *ttl.Queue[digest.Digest]) (freed int64, ok bool) {
 	}
 	c.count.evicted.Add(1)
 	c.count.evictedBytes.Add(e.size)
+	c.noteGone(d, e, Evicted)
 	c.log.Debug("evicted", zap.Stringer("digest", d), zap.Int64("size", e.size), zap.Time("used", e.used))
 	return e.size, true
 }

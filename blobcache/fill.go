@@ -42,6 +42,7 @@ var (
 type fill struct {
 	cache  *Cache
 	digest digest.Digest
+	began  time.Time
 	source Source
 	ctx    context.Context // of the fill; no reader's
 	cancel context.CancelCauseFunc
@@ -86,6 +87,7 @@ type fill struct {
 	room      int64           // how many bytes may be written
 	taken     int64           // of these, how many have been or are about to
 	arrived   int64           // what of Cache.arrived is this fill's
+	found     int64           // bytes of them that an earlier fill had left
 	givenUp   error           // why nothing more is fetched
 	verified  bool            // all bytes are in the file and have the digest
 	err       error           // why the fill ended otherwise
@@ -118,6 +120,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	f := &fill{
 		cache:    c,
 		digest:   d,
+		began:    time.Now(),
 		source:   src,
 		gone:     make(chan struct{}),
 		readers:  1,

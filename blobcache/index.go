@@ -235,6 +235,7 @@ func (c *Cache) expire(d digest.Digest) (next time.Time, keep bool) {
 		return next, true
 	}
 	c.count.expired.Add(1)
+	c.noteGone(d, e, Expired)
 	return next, false
 }
 
