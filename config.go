@@ -36,7 +36,7 @@ type config struct {
 	Catalog bool `env:"LARDER_CATALOG" envDefault:"false"`
 
 	Username     string `env:"LARDER_USERNAME"`
-	Password     string `env:"LARDER_PASSWORD"`
+	Password     string `env:"LARDER_PASSWORD" secret:"yes"`
 	PasswordFile string `env:"LARDER_PASSWORD_FILE"`
 
 	BlobTTL     time.Duration `env:"LARDER_BLOB_TTL" envDefault:"168h"`
@@ -67,7 +67,8 @@ type config struct {
 	AnonymousPull bool     `env:"LARDER_ANONYMOUS_PULL" envDefault:"false"`
 	Access        string   `env:"LARDER_ACCESS"`
 
-	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
+	AdminHtpasswd string   `env:"LARDER_ADMIN_HTPASSWD"`
+	AdminHosts    []string `env:"LARDER_ADMIN_HOSTS"`
 
 	// Outermost first. Log, audit and metrics are outside of recover, to see the 500
 	// that becomes of a panic. Limit is inside of all that refuse, or who is refused would
@@ -86,6 +87,7 @@ type config struct {
 	access      handler.Access      // of Allow and Deny
 	middlewares []string            // of Middleware
 	settings    map[string]string   // of middlewares: variables of their own
+	given       map[string]string   // the variables that are set, as they are
 	unknown     []unknownVariable
 }
 
@@ -157,6 +159,8 @@ func readConfig(environ []string) (*config, error) {
 		return nil, &configError{problems}
 	}
 	cfg.unknown = unknownVariables(vars)
+	maps.DeleteFunc(vars, func(_, value string) bool { return value == "" })
+	cfg.given = vars
 	return cfg, nil
 }
 
@@ -250,6 +254,12 @@ func (c *config) check() (problems []error) {
 	}
 	if c.AdminAddr != "" && !validAddr(c.AdminAddr) {
 		bad("LARDER_ADMIN_ADDR: not an address like 127.0.0.1:5001")
+	}
+	for _, name := range c.AdminHosts {
+		if !hostName.MatchString(name) {
+			bad("LARDER_ADMIN_HOSTS: not a comma list of names like larder.example, without ports")
+			break
+		}
 	}
 	if c.LogLevel > zapcore.ErrorLevel {
 		bad("LARDER_LOG_LEVEL: not %s", form(reflect.TypeFor[zapcore.Level]()))

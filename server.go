@@ -50,6 +50,7 @@ type program struct {
 	audit      *auditLog     // nil: off
 	memory     *memory.Cache // of both
 	servers    []*server
+	admin      *admin.Handler // nil: off
 	stopping   atomic.Bool
 	background sync.WaitGroup
 }
@@ -238,6 +239,9 @@ func (p *program) serve(ctx context.Context) error {
 	p.background.Go(func() { p.checkCredentials(ctx) })
 	if p.audit != nil {
 		p.background.Go(func() { p.audit.run(ctx) })
+	}
+	if p.admin != nil {
+		p.background.Go(func() { p.admin.Run(ctx) })
 	}
 	adminAddr := "" // off
 	if len(p.servers) > 1 {

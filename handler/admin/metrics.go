@@ -9,6 +9,7 @@ import (
 
 	"larder/blobcache"
 	"larder/blobcache/memory"
+	"larder/handler/admin/history"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
 	"larder/manifestcache"
@@ -29,6 +30,7 @@ type Metrics struct {
 	failed   *prometheus.CounterVec
 	stored   *prometheus.HistogramVec
 	totals   totals
+	history  *history.History
 }
 
 // Sources are the parts that are asked for their Stats at each scrape.
@@ -45,6 +47,7 @@ type Sources struct {
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
+		history:  history.New(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
 			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW, LARDER_DENY or LARDER_ACCESS; empty for other errors) and HTTP status (499: the client left).",
@@ -111,6 +114,7 @@ func (m *Metrics) Observe(o middleware.Observation) {
 		m.sizes.WithLabelValues(o.Kind).Observe(float64(o.Bytes))
 	}
 	m.totals.add(o)
+	m.history.Add(o)
 }
 
 // Running counts requests that are being answered. It is the middleware's

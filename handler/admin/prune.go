@@ -29,7 +29,7 @@ func (c *Control) prune(r *http.Request) (*reply, error) {
 	plan := c.Manifests.PlanPrune(p.repository, p.before)
 	orphans := c.orphans(p)
 	if !p.dryRun {
-		return c.carryOut(r, plan, orphans, p.before), nil
+		return c.carryOut(r, "", plan, orphans, p.before), nil
 	}
 	a := answerTo(plan)
 	a.DryRun = true
