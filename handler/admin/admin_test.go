@@ -172,7 +172,7 @@ func TestAdminHasNothingElse(t *testing.T) {
 	l := newLarder(t)
 	for path, status := range map[string]int{
 		"/debug/pprof/": 200, "/debug/pprof/heap?debug=1": 200, "/debug/pprof/goroutine?debug=1": 200, "/debug/pprof/cmdline": 200, "/debug/pprof/symbol": 200, "/debug/vars": 200,
-		"/": 200, "/images": 200, "/static/style.css": 200, "/x": 404, "/static/": 404, "/static/status.html": 404, "/v2/": 404, "/v2/library/alpine/manifests/1": 404, "/debug/": 404, "/readyz/x": 404,
+		"/": 200, "/static/style.css": 200, "/x": 404, "/static/": 404, "/static/status.html": 404, "/v2/": 404, "/v2/library/alpine/manifests/1": 404, "/debug/": 404, "/readyz/x": 404,
 	} {
 		if w := ask(l.admin, "GET", path); w.Code != status {
 			t.Errorf("GET %s: got %d, want %d", path, w.Code, status)

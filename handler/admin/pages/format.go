@@ -51,10 +51,12 @@ func in(t time.Time) string {
 // span is d to two units.
 func span(d time.Duration) string {
 	switch d = max(d, 0); {
+	case d < time.Millisecond:
+		return "less than 1 ms"
 	case d < time.Second:
-		return d.Round(time.Millisecond).String()
+		return fmt.Sprintf("%d ms", d.Milliseconds())
 	case d < time.Minute:
-		return d.Round(100 * time.Millisecond).String()
+		return fmt.Sprintf("%.3g s", d.Seconds())
 	case d < time.Hour:
 		return fmt.Sprintf("%d min %d s", d/time.Minute, d%time.Minute/time.Second)
 	case d < 48*time.Hour:

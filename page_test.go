@@ -1,0 +1,154 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+
+	"larder/handler/upstream/upstreamtest"
+)
+
+// sip reads n bytes of a blob that larder sends.
+func sip(t *testing.T, c *controlled, path string, n int64) (rest func()) {
+	t.Helper()
+	resp, err := c.open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	if _, err := io.CopyN(io.Discard, resp.Body, n); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestStatusPageShowsAFill has upstream stop in the middle of a blob, and has a
+// browser look on: nothing is asked for but by the page itself.
+func TestStatusPageShowsAFill(t *testing.T) {
+	t.Parallel()
+	const size, half = 4 << 20, 1 << 20
+	b := newBrowser(t)
+	c := newControlled(t, nil, size)
+	first, second := make(chan struct{}), make(chan struct{})
+	c.hub.Fault(upstreamtest.Match{Path: "/blobs/", Times: 1}, upstreamtest.GateAfter(half, first), upstreamtest.GateAfter(3*half, second))
+	c.want(t, appTag, http.StatusOK, nil)
+	rest := sip(t, c, c.blob(), 100<<10)
+
+	b.open(t, "http://"+c.admin+"/")
+	b.until(t, `document.getElementById("live").textContent === "Live."`)
+	const bar = `Number(document.querySelector("#fills [role=progressbar]")?.getAttribute("aria-valuenow"))`
+	b.until(t, bar+" === 25")
+	for _, part := range []string{"docker.io/" + appName, "1 reader", "1 MiB of 4 MiB"} {
+		b.until(t, fmt.Sprintf(`document.getElementById("fills").innerText.includes(%q)`, part))
+	}
+	if n := eval[int](t, b, `document.querySelectorAll("#fills rect").length`); n != 1 {
+		t.Errorf("%d extents are drawn, want one", n)
+	}
+	close(first)
+	b.until(t, bar+" === 75")
+	close(second)
+	rest()
+	b.until(t, `document.getElementById("fills").innerText.includes("Nothing is being fetched")`)
+	b.until(t, `document.getElementById("space").innerText.includes("4 MiB in 1 blobs")`)
+	b.until(t, `document.getElementById("upstreams").innerText.includes("answers")`)
+	b.until(t, `document.getElementById("slowest").innerText.includes("docker.io/`+appName+`")`)
+}
+
+// TestStatusPageWithoutScripts is what curl and text browsers get.
+func TestStatusPageWithoutScripts(t *testing.T) {
+	t.Parallel()
+	c := stored(t, []string{"LARDER_USERNAME=alice", "LARDER_PASSWORD=swordfish", "LARDER_MAX_SIZE=10MiB"}, usual, small)
+	c.want(t, c.blob(), http.StatusOK, nil)
+	resp, body := ask(t, http.DefaultClient, "GET", "http://"+c.admin+"/", "", "")
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/html; charset=utf-8" {
+		t.Fatalf("got %s", resp.Status)
+	}
+	for _, part := range []string{
+		"Ready.", "% of the 10 MiB", "docker.io/" + appName, "answers", "LARDER_PASSWORD</code></th><td><code>(set, not shown)", "alice", "requestid → log → audit", version(),
+		"2 of 6 answers", // the manifest by digest, after it was asked for by tag, and a layer a second time
+	} {
+		if !strings.Contains(body, part) {
+			t.Errorf("%q is not in the page", part)
+		}
+	}
+	if strings.Contains(body, "swordfish") {
+		t.Error("the password is in the page")
+	}
+	if t.Failed() {
+		t.Log(body)
+	}
+}
+
+// press clicks a button of the images page and waits for what it says.
+func (b *browser) press(t *testing.T, button, reference, said string) {
+	t.Helper()
+	act(t, b, chromedp.Click(fmt.Sprintf(`button[aria-label="%s %s"]`, button, reference)))
+	b.until(t, fmt.Sprintf(`document.querySelector("[role=status]")?.innerText.includes(%q) ?? false`, said))
+}
+
+func TestImagesPageFindsRefreshesAndDeletes(t *testing.T) {
+	t.Parallel()
+	b := newBrowser(t)
+	c := stored(t, []string{"LARDER_TAG_TTL=1h"}, usual, small)
+	manyImages(t, c)
+	const rows = `document.querySelectorAll("table.images tbody tr").length`
+	b.open(t, "http://"+c.admin+"/images")
+	b.until(t, rows+" === 14")
+	act(t, b, chromedp.SendKeys("#q", "library/app:1\r"))
+	b.until(t, rows+` === 1 && document.querySelector("table.images").innerText.includes("docker.io/`+appName+`")`)
+	b.until(t, `document.querySelector("table.images").innerText.includes("yes")`)
+
+	reference := "docker.io/" + appName + ":1"
+	b.press(t, "Refresh", reference, "still")
+	moved := c.hub.AddImage(appName, "1", seeded(t, 50, small))
+	b.press(t, "Refresh", reference, "moved from "+c.img.Manifest.String()+" to "+moved.Manifest.String())
+	b.until(t, `document.querySelector("table.images").innerText.includes("moved 1 time")`)
+	b.until(t, fmt.Sprintf(`[...document.querySelectorAll(".moves code")].map((code) => code.title).join() === %q`, c.img.Manifest.String()+","+moved.Manifest.String()))
+
+	b.press(t, "Delete", reference, "is removed")
+	call[any](t, c, "GET", "/cache/app:1", http.StatusNotFound)
+	if n := eval[int](t, b, rows); n != 1 { // what it had pointed at, without a tag
+		t.Errorf("%d images are left, want one", n)
+	}
+	b.press(t, "Delete", "docker.io/"+appName+"@"+c.img.Manifest.String(), "is removed")
+	b.until(t, `document.body.innerText.includes("No image in the cache is called so.")`)
+	call[any](t, c, "GET", "/cache/"+c.img.Layers[0].Digest.String(), http.StatusNotFound)
+}
+
+// TestPagesKeepToTheirPolicy tries in the browser what the policy forbids, and what a page
+// elsewhere could try.
+func TestPagesKeepToTheirPolicy(t *testing.T) {
+	t.Parallel()
+	b := newBrowser(t)
+	c := stored(t, nil, small)
+	b.open(t, "http://"+c.admin+"/images")
+	b.wantQuiet(t)
+	if eval[bool](t, b, `(() => {
+		const script = document.createElement("script");
+		script.textContent = "window.ran = true";
+		document.body.append(script);
+		document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='window.ran = true'><p id=styled style='position: fixed'></p>");
+		return window.ran === true || getComputedStyle(document.getElementById("styled")).position === "fixed";
+	})()`) {
+		t.Error("what is written into the page counts")
+	}
+	b.wantComplaint(t, "script-src")
+	b.wantComplaint(t, "style-src")
+
+	// A page of another origin, as this listener is by another name.
+	b.open(t, "http://"+strings.Replace(c.admin, "127.0.0.1", "localhost", 1)+"/")
+	b.wantQuiet(t)
+	if eval[bool](t, b, fmt.Sprintf(`fetch("http://%s/images").then(() => true, () => false)`, c.admin)) {
+		t.Error("a page may ask other origins")
+	}
+	b.wantComplaint(t, "connect-src")
+	call[shownImage](t, c, "GET", "/cache/app:1", http.StatusOK)
+}
