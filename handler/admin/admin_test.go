@@ -34,7 +34,7 @@ type larder struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	registry  http.Handler
-	admin     http.Handler
+	admin     *admin.Handler
 	detail    string
 	ready     error
 	locked    bool
@@ -68,7 +68,7 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	control := &admin.Control{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Logger: zap.NewNop()}
+	control := &admin.Control{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Denied: func(string) string { return "" }, Logger: zap.NewNop()}
 	l.admin = admin.New(admin.Config{Metrics: metrics, Ready: func() (string, error) { return l.detail, l.ready }, Control: control, Hosts: []string{"example.com"}, Protect: func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if l.locked {

@@ -25,7 +25,7 @@ type guard struct {
 // wrap has requests pass the guard before next.
 func (g *guard) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if why := g.refuse(r); why != "" {
+		if why := g.refuse(w, r); why != "" {
 			errcode.Write(w, r, &errcode.Error{Status: http.StatusForbidden, Code: errcode.Denied, Message: why})
 			return
 		}
@@ -34,7 +34,7 @@ func (g *guard) wrap(next http.Handler) http.Handler {
 }
 
 // refuse says why r is refused, or "".
-func (g *guard) refuse(r *http.Request) string {
+func (g *guard) refuse(w http.ResponseWriter, r *http.Request) string {
 	reading := r.Method == http.MethodGet || r.Method == http.MethodHead
 	origin, site := r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site")
 	switch {
@@ -46,7 +46,7 @@ func (g *guard) refuse(r *http.Request) string {
 	case !reading || r.Header.Get("Sec-Fetch-Mode") != "navigate":
 		return "not for pages of other sites" // a link may lead here, and no more
 	}
-	if fromPage(r) && !reading && !pages.HasToken(r, g.token) {
+	if fromPage(r) && !reading && !pages.HasToken(w, r, g.token) {
 		return "not for pages in a browser, but those of larder's that have been loaded since it was started"
 	}
 	return ""

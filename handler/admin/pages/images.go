@@ -138,8 +138,7 @@ func pinWord(pinned *bool) string {
 func (p *Handler) act(do func(r *http.Request, reference string) (said string, err error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		secure(w.Header())
-		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-		if !HasToken(r, p.cfg.Token) {
+		if !HasToken(w, r, p.cfg.Token) {
 			http.Error(w, "this form is not from a page of larder's, or it is from before it was started: reload the page", http.StatusForbidden)
 			return
 		}
@@ -158,10 +157,12 @@ func (p *Handler) act(do func(r *http.Request, reference string) (said string, e
 	}
 }
 
-// HasToken reports whether r has the token that pages have. It may read r's form.
-func HasToken(r *http.Request, token string) bool {
+// HasToken reports whether r has the token that pages have. It may read r's form, if
+// that is not large.
+func HasToken(w http.ResponseWriter, r *http.Request, token string) bool {
 	got := r.Header.Get(TokenHeader)
 	if got == "" {
+		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 		got = r.PostFormValue(TokenField)
 	}
 	return token != "" && subtle.ConstantTimeCompare([]byte(got), []byte(token)) == 1
