@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"image/png"
 	"os"
 	"path/filepath"
 	"strings"
@@ -124,25 +126,27 @@ func (b *browser) until(t *testing.T, expression string) {
 	eventually(t, expression, func() bool { return eval[bool](t, b, expression) })
 }
 
-// shoot takes pictures of the page, light, dark and as wide as a phone, if
-// LARDER_TEST_SCREENSHOTS says where to.
-func (b *browser) shoot(t *testing.T, name string) {
+// shoot takes pictures of the page, light, dark and as wide as a phone.
+func (b *browser) shoot(t *testing.T, dir, name string, height int64) {
 	t.Helper()
-	dir := os.Getenv("LARDER_TEST_SCREENSHOTS")
-	if dir == "" {
-		return
-	}
 	for _, look := range []struct {
 		name, scheme  string
 		width, height int64
-	}{{"light", "light", 1200, 1400}, {"dark", "dark", 1200, 1400}, {"phone", "light", 390, 1500}} {
+	}{{"light", "light", 1000, height}, {"dark", "dark", 1000, height}, {"phone", "light", 390, height}} {
 		act(t, b, chromedp.EmulateViewport(look.width, look.height))
 		media := emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: look.scheme}}}
 		if _, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, media); err != nil {
 			t.Fatal(err)
 		}
-		picture := act(t, b, chromedp.CaptureScreenshot())
-		if err := os.WriteFile(filepath.Join(dir, name+"-"+look.name+".png"), picture, 0o644); err != nil {
+		picture, err := png.Decode(bytes.NewReader(act(t, b, chromedp.CaptureScreenshot())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var small bytes.Buffer
+		if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, picture); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name+"-"+look.name+".png"), small.Bytes(), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 
@@ -151,4 +152,68 @@ func TestPagesKeepToTheirPolicy(t *testing.T) {
 	}
 	b.wantComplaint(t, "connect-src")
 	call[shownImage](t, c, "GET", "/cache/app:1", http.StatusOK)
+}
+
+// TestPictures takes those in docs/screenshots anew, of a larder with something of
+// everything, if LARDER_TEST_SCREENSHOTS says where to.
+func TestPictures(t *testing.T) {
+	dir := os.Getenv("LARDER_TEST_SCREENSHOTS")
+	if dir == "" {
+		t.Skip("LARDER_TEST_SCREENSHOTS is not set")
+	}
+	b := newBrowser(t)
+	hub := upstreamtest.New(t)
+	for name, value := range map[string]string{"RateLimit-Limit": "200;w=21600", "RateLimit-Remaining": "163;w=21600", "Docker-RateLimit-Source": "203.0.113.7"} {
+		hub.Fault(upstreamtest.Match{Path: "/manifests/"}, upstreamtest.SetHeader(name, value))
+	}
+	hub.RequireBearer("", "", 0)
+	c := &controlled{world: &world{hub: hub, client: http.DefaultClient}}
+	c.larder = startLarder(t, nil, c.environ("LARDER_ADMIN_ADDR=127.0.0.1:0", "LARDER_UPSTREAMS=docker.io="+hub.URL+",ghcr.io="+hub.URL+",quay.io=http://127.0.0.1:1",
+		"LARDER_MAX_SIZE=64MiB", "LARDER_FETCH_CONNECTIONS=1", "LARDER_USERNAME=alice", "LARDER_PASSWORD=secret")...)
+	c.findAdmin()
+	base := seeded(t, 1, 3<<20)
+	for i, image := range []string{"library/alpine:3.20", "library/alpine:3.21", "library/nginx:1.29", "library/redis:8", "grafana/grafana:12.1", "prom/prometheus:v3.5", "library/postgres:17", "library/golang:1.26"} {
+		name, tag, _ := strings.Cut(image, ":")
+		c.takeImage(t, name, tag, hub.AddImage(name, tag, base, seeded(t, i+10, (i*7%5+1)<<20)))
+	}
+	c.takeImage(t, "library/redis", "8", hub.AddImage("library/redis", "8", base, seeded(t, 99, 2<<20)))
+	c.ask("/v2/quay.io/org/tool/manifests/2", "")
+	c.ask("/v2/quay.io/org/tool/manifests/2", "")
+
+	half := hub.AddImage("library/rust", "1.90", seeded(t, 50, 16<<20), seeded(t, 51, 12<<20))
+	c.want(t, "/v2/library/rust/manifests/1.90", http.StatusOK, nil)
+	release := make(chan struct{})
+	defer close(release)
+	hub.Fault(upstreamtest.Match{Path: half.Layers[0].Digest.String(), Times: 1}, upstreamtest.GateAfter(6<<20, release))
+	hub.Fault(upstreamtest.Match{Path: half.Layers[1].Digest.String()}, upstreamtest.GateAfter(1<<20, release))
+	sip(t, c, "/v2/library/rust/blobs/"+half.Layers[0].Digest.String(), 5<<20)
+	sip(t, c, "/v2/library/rust/blobs/"+half.Layers[0].Digest.String(), 1<<20)
+	for _, from := range []int{0, 5 << 20, 9 << 20} {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+c.addr+"/v2/library/rust/blobs/"+half.Layers[1].Digest.String(), nil)
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, from+2<<20))
+		go func() {
+			if resp, err := http.DefaultClient.Do(req); err == nil {
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		}()
+	}
+	b.open(t, "http://"+c.admin+"/")
+	b.until(t, `document.querySelectorAll("#fills svg").length === 2 && document.querySelectorAll("#fills rect").length > 2`)
+	b.shoot(t, dir, "status", 1150)
+	b.open(t, "http://"+c.admin+"/images")
+	b.until(t, `document.querySelectorAll("table.images tbody tr").length > 8`)
+	eval[bool](t, b, `document.querySelectorAll(".moves, details ul").forEach((list) => { list.parentElement.open = true; }) === undefined`)
+	b.shoot(t, dir, "images", 800)
+}
+
+// takeImage pulls an image.
+func (c *controlled) takeImage(t *testing.T, name, tag string, img upstreamtest.Image) {
+	t.Helper()
+	c.want(t, "/v2/"+name+"/manifests/"+tag, http.StatusOK, img.Body)
+	for range 2 {
+		for _, blob := range append(img.Layers, img.Config) {
+			c.want(t, "/v2/"+name+"/blobs/"+blob.Digest.String(), http.StatusOK, nil)
+		}
+	}
 }

@@ -269,8 +269,9 @@ type Place struct {
 	Held      int   // repositories that are left alone, for failures or 429
 	Quota     Quota
 
-	Rest  time.Duration // for how long it is left alone; 0: it is not
-	Cause error         // why, if Rest is not 0
+	Failures int           // since it last answered
+	Rest     time.Duration // for how long it is left alone; 0: it is not
+	Cause    error         // why, or why it last failed; nil: neither
 
 	Last      Answer    // the newest; zero: none yet
 	TokenEnds time.Time // when the newest token expires; zero: there was none
@@ -279,6 +280,7 @@ type Place struct {
 func (p *place) stats() Place {
 	s := Place{Host: p.host, URL: p.url.String(), Quota: p.quota.get()}
 	s.Open, s.Trips = p.breaker.stats()
+	s.Failures, s.Cause = p.breaker.row()
 	if refused := p.breaker.peek(); refused != nil {
 		s.Rest, s.Cause = refused.left, refused.cause
 	}

@@ -23,8 +23,10 @@ func functions() template.FuncMap {
 	}
 }
 
+// size is n in the largest unit that there is one of.
 func size(n int64) string {
-	return units.CustomSize("%.4g %s", float64(max(n, 0)), 1024, []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"})
+	text := units.CustomSize("%.1f %s", float64(max(n, 0)), 1024, []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"})
+	return strings.Replace(text, ".0 ", " ", 1)
 }
 
 func speed(bytesPerSecond float64) string { return size(int64(bytesPerSecond)) + "/s" }
@@ -35,7 +37,7 @@ func ago(t time.Time) string {
 		return "never"
 	}
 	if d := time.Since(t); d >= time.Second {
-		return span(d) + " ago"
+		return span(d.Truncate(time.Second)) + " ago"
 	}
 	return "just now"
 }
@@ -43,7 +45,7 @@ func ago(t time.Time) string {
 // in is how long after now t is.
 func in(t time.Time) string {
 	if d := time.Until(t); d >= time.Second {
-		return "in " + span(d)
+		return "in " + span(d.Truncate(time.Second))
 	}
 	return "now"
 }
@@ -56,7 +58,7 @@ func span(d time.Duration) string {
 	case d < time.Second:
 		return fmt.Sprintf("%d ms", d.Milliseconds())
 	case d < time.Minute:
-		return fmt.Sprintf("%.3g s", d.Seconds())
+		return fmt.Sprintf("%.2g s", d.Seconds())
 	case d < time.Hour:
 		return fmt.Sprintf("%d min %d s", d/time.Minute, d%time.Minute/time.Second)
 	case d < 48*time.Hour:

@@ -58,7 +58,7 @@ func (f Fill) Left() time.Duration {
 	if f.Speed < 1 || rest <= 0 {
 		return 0
 	}
-	return time.Duration(float64(rest) / f.Speed * float64(time.Second))
+	return max(time.Duration(float64(rest)/f.Speed*float64(time.Second)).Round(time.Second), time.Second)
 }
 
 // Ending is a blob that is due to go, and a repository that has it, if one does.

@@ -121,7 +121,7 @@ func (p *Handler) events(w http.ResponseWriter, r *http.Request) {
 func (f *fragments) news(shown map[string]string) map[string]string {
 	news := make(map[string]string)
 	for id, html := range f.html {
-		if shown[id] != html {
+		if before, ok := shown[id]; !ok || before != html {
 			shown[id], news[id] = html, html
 		}
 	}
