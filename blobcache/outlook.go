@@ -52,7 +52,7 @@ type Ending struct {
 	Expires time.Time // zero: never
 }
 
-// Next lists the n blobs that were used least recently: they expire first and, if
+// Next lists the n blobs, one at least, that were used least recently: they expire first and, if
 // room is needed, are evicted first. It looks at all there are.
 func (c *Cache) Next(n int) []Ending {
 	next := make([]Ending, 0, n+1)
