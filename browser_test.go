@@ -87,14 +87,16 @@ func (b *browser) wantQuiet(t *testing.T) {
 	}
 }
 
-// wantComplaint waits until the console has told of what the page's policy forbids.
-func (b *browser) wantComplaint(t *testing.T, directive string) {
+// wantComplaints waits until the console has told of what the page's policy forbids.
+func (b *browser) wantComplaints(t *testing.T, directives ...string) {
 	t.Helper()
-	var all strings.Builder
-	eventually(t, "the console to tell of "+directive, func() bool {
-		all.WriteString(strings.Join(b.heard(), "\n"))
-		return strings.Contains(all.String(), directive)
-	})
+	all := ""
+	for _, directive := range directives {
+		eventually(t, "the console to tell of "+directive, func() bool {
+			all += strings.Join(b.heard(), "\n")
+			return strings.Contains(all, directive)
+		})
+	}
 }
 
 // act has the browser do something, for not longer than a test's patience.
