@@ -90,11 +90,11 @@ func (b *browser) wantQuiet(t *testing.T) {
 // wantComplaints waits until the console has told of what the page's policy forbids.
 func (b *browser) wantComplaints(t *testing.T, directives ...string) {
 	t.Helper()
-	all := ""
+	var all strings.Builder
 	for _, directive := range directives {
 		eventually(t, "the console to tell of "+directive, func() bool {
-			all += strings.Join(b.heard(), "\n")
-			return strings.Contains(all, directive)
+			all.WriteString(strings.Join(b.heard(), "\n"))
+			return strings.Contains(all.String(), directive)
 		})
 	}
 }

@@ -3,6 +3,7 @@ package admin_test
 import (
 	"context"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -48,9 +49,7 @@ func TestGuard(t *testing.T) {
 	navigation := map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 	with := func(base map[string]string, more ...string) map[string]string {
 		header := make(map[string]string)
-		for name, value := range base {
-			header[name] = value
-		}
+		maps.Copy(header, base)
 		for i := 0; i < len(more); i += 2 {
 			header[more[i]] = more[i+1]
 		}

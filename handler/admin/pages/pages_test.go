@@ -43,9 +43,9 @@ func poison(v reflect.Value) {
 			v.Set(reflect.ValueOf(time.Now()))
 			return
 		}
-		for i := range v.NumField() {
-			if v.Field(i).CanSet() {
-				poison(v.Field(i))
+		for _, field := range v.Fields() {
+			if field.CanSet() {
+				poison(field)
 			}
 		}
 	case reflect.Int, reflect.Int64:
