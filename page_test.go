@@ -216,3 +216,21 @@ func (c *controlled) takeImage(t *testing.T, name, tag string, img upstreamtest.
 		}
 	}
 }
+
+// TestPagesDoNotHoldUpTheEnd has a page listen when larder stops.
+func TestPagesDoNotHoldUpTheEnd(t *testing.T) {
+	t.Parallel()
+	c := newControlled(t, []string{"LARDER_SHUTDOWN_GRACE=1h"}, small)
+	resp, err := http.Get("http://" + c.admin + "/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.CopyN(io.Discard, resp.Body, 100); err != nil || resp.Header.Get("Content-Type") != "text/event-stream" {
+		t.Fatalf("%v of %s", err, resp.Header)
+	}
+	c.stop(t)
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		t.Errorf("the page's connection breaks: %v", err)
+	}
+}

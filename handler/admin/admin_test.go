@@ -34,6 +34,7 @@ type larder struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	registry  http.Handler
+	config    admin.Config
 	admin     *admin.Handler
 	detail    string
 	ready     error
@@ -69,7 +70,7 @@ func newLarder(t *testing.T) *larder {
 		t.Fatal(err)
 	}
 	control := &admin.Control{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Denied: func(string) string { return "" }, Logger: zap.NewNop()}
-	l.admin = admin.New(admin.Config{Metrics: metrics, Ready: func() (string, error) { return l.detail, l.ready }, Control: control, Hosts: []string{"example.com"}, Protect: func(next http.Handler) http.Handler {
+	l.config = admin.Config{Metrics: metrics, Ready: func() (string, error) { return l.detail, l.ready }, Control: control, Hosts: []string{"example.com"}, Protect: func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if l.locked {
 				w.WriteHeader(http.StatusUnauthorized)
@@ -77,7 +78,8 @@ func newLarder(t *testing.T) *larder {
 			}
 			next.ServeHTTP(w, r)
 		})
-	}})
+	}}
+	l.admin = admin.New(l.config)
 	t.Cleanup(func() {
 		for _, c := range []io.Closer{l.blobs, l.manifests, upstreams} {
 			if err := c.Close(); err != nil {

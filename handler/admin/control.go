@@ -35,6 +35,8 @@ type Control struct {
 	Addr string
 	// Denied is the name of the setting by which a repository is not served, or "".
 	Denied func(repository string) (setting string)
+	// Pinned says whether a tag or a digest of a repository is pinned. nil: nothing is.
+	Pinned func(repository, reference string) (byHand, bySetting bool)
 	// Glob reads a pattern of repositories' names.
 	Glob func(pattern string) (match func(repository string) bool, err error)
 

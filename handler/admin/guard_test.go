@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"larder/handler/admin"
 )
 
 // browse sends a request with these headers, of which Host is one.
@@ -215,5 +217,44 @@ func TestButtonsNeedTheToken(t *testing.T) {
 		if _, page := browse(t, server, "GET", resp.Header.Get("Location"), own, nil); !strings.Contains(page, why) || strings.Contains(page, "<img") {
 			t.Errorf("%q: the page says %s", reference, page)
 		}
+	}
+}
+
+// TestPinsHaveAButton, but for what the configuration pins.
+func TestPinsHaveAButton(t *testing.T) {
+	l := running(t)
+	for _, tag := range []string{"1", "2"} {
+		l.hub.AddImage("library/app", tag, []byte("layer"+tag))
+		if w := ask(l.registry, "GET", "/v2/library/app/manifests/"+tag); w.Code != http.StatusOK {
+			t.Fatal(w.Code)
+		}
+	}
+	pins := map[string]bool{}
+	l.config.Control.Pinned = func(repository, reference string) (byHand, bySetting bool) {
+		return pins[repository+":"+reference], reference == "2"
+	}
+	l.config.Pin = func(_ context.Context, reference string, pinned bool) error {
+		pins[reference] = pinned
+		return nil
+	}
+	server := httptest.NewServer(admin.New(l.config))
+	t.Cleanup(server.Close)
+	for _, step := range []struct {
+		word, said string
+		pinned     bool
+	}{{"Pin", "is pinned.", true}, {"Unpin", "is not pinned any more.", false}} {
+		_, page := browse(t, server, "GET", "/images", nil, nil)
+		if !strings.Contains(page, `aria-label="`+step.word+` docker.io/library/app:1"`) || strings.Contains(page, `in docker.io/library/app:2"`) || strings.Count(page, "pinned by LARDER_PIN") != 1 {
+			t.Errorf("want %s: %s", step.word, page)
+		}
+		value := regexp.MustCompile(`name="pinned" value="(\w+)"`).FindStringSubmatch(page)[1]
+		form := url.Values{"reference": {"docker.io/library/app:1"}, "token": {tokenIn(t, page)}, "pinned": {value}}
+		resp, _ := browse(t, server, "POST", "/images/pin", nil, form)
+		if _, page := browse(t, server, "GET", resp.Header.Get("Location"), nil, nil); !strings.Contains(page, step.said) || pins["docker.io/library/app:1"] != step.pinned {
+			t.Errorf("%s: %v, %s", step.word, pins, page)
+		}
+	}
+	if page := ask(l.admin, "GET", "/images").Body.String(); strings.Contains(page, "Pin ") {
+		t.Error("there is a button that nobody does anything for")
 	}
 }

@@ -55,6 +55,7 @@ func (c *Control) shown(img image) pages.Image {
 		Repository: img.Repository, Digest: img.Digest, Size: img.Total, Shared: c.shared(img.Digest), Blobs: img.Blobs,
 		MissingCount: img.MissingCount, ManifestCount: img.ManifestCount, Complete: img.Complete,
 		Used: img.Used, Expires: img.Expires, Hits: img.Hits, Listed: err == nil,
+		Pin: c.pin(img.Repository, img.Digest.String()),
 	}
 	for _, m := range img.Manifests {
 		if m.Cached && m.Platform != "" {
@@ -67,10 +68,19 @@ func (c *Control) shown(img image) pages.Image {
 	for _, t := range img.Tags[:min(len(img.Tags), tagsOnPage)] {
 		s.Tags = append(s.Tags, pages.Tag{
 			Name: t.Tag, Reference: img.Repository + ":" + t.Tag, Validated: t.Validated, Moves: c.moves(img.Repository, t.Tag, img.Digest),
+			Pin: c.pin(img.Repository, t.Tag),
 		})
 	}
 	s.MoreTags = img.TagCount - len(s.Tags)
 	return s
+}
+
+// pin is whether a tag or a digest of a repository is pinned.
+func (c *Control) pin(repository, reference string) (p pages.Pin) {
+	if c.Pinned != nil {
+		p.ByHand, p.BySetting = c.Pinned(repository, reference)
+	}
+	return p
 }
 
 // moves tells how a tag has come to point at d.
@@ -101,7 +111,7 @@ func (c *Control) shared(d digest.Digest) (n int64) {
 	return n
 }
 
-// remove does what the page's button says.
+// removeForPage does what the page's button says.
 func (c *Control) removeForPage(r *http.Request, reference string) (said string, err error) {
 	rep, err := c.removeNamed(r, reference)
 	if err != nil {
@@ -140,7 +150,7 @@ func (c *Control) refresh(r *http.Request, reference string) (said string, err e
 	case err != nil:
 		return "", err
 	case m.Outcome == manifestcache.Stale:
-		return "", fmt.Errorf("%s can't be asked now; %s stays as it was", t.upstream.Host(), reference)
+		return "", fmt.Errorf("%s can't be asked now, or is spared (LARDER_RATELIMIT_FLOOR); %s stays as it was", t.upstream.Host(), reference)
 	case known && before.Digest != m.Digest:
 		return fmt.Sprintf("%s has moved from %s to %s. What is new is fetched with the next pull.", reference, before.Digest, m.Digest), nil
 	default:

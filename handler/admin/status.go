@@ -17,6 +17,9 @@ const (
 	// listedNext is how many of the blobs that are due to go are listed.
 	listedNext = 8
 
+	// shownFills is how many of the running fills are shown, the oldest first.
+	shownFills = 50
+
 	// smooth is how much the last second counts in a fill's speed.
 	smooth = 0.3
 )
@@ -58,6 +61,8 @@ func (o *observer) status() *pages.Status {
 	}
 	s.DiskTotal, s.DiskFree, _ = o.cfg.Control.Blobs.Disk() // where it can't be known, it is not shown
 	s.Fills = o.fills(s.History.Now)
+	s.MoreFills = max(len(s.Fills)-shownFills, 0)
+	s.Fills = s.Fills[:len(s.Fills)-s.MoreFills]
 	r := o.seldom(s.History.Now)
 	s.Manifests, s.Next, s.Gone = r.manifests, r.next, r.gone
 	return s

@@ -19,7 +19,7 @@ func functions() template.FuncMap {
 	return template.FuncMap{
 		"bytes": size, "speed": speed, "ago": ago, "in": in, "span": span, "stamp": stamp, "short": short, "ratio": ratio, "share": share,
 		"strip": strip, "hitChart": hitChart, "sentChart": sentChart, "query": url.QueryEscape, "join": strings.Join, "resets": resets, "now": time.Now,
-		"button": newButton, "pinWord": pinWord,
+		"button": newButton,
 	}
 }
 

@@ -49,7 +49,7 @@ type Image struct {
 	Expires *time.Time // nil: never
 	Hits    int64
 	Listed  bool // its registry is one of LARDER_UPSTREAMS, and can be asked
-	Pinned  *bool
+	Pin     Pin
 }
 
 // Own is what of the size no other image needs.
@@ -64,6 +64,13 @@ type Tag struct {
 	Reference string
 	Validated time.Time
 	Moves     []Move // the newest first
+	Pin       Pin
+}
+
+// Pin is whether a tag, or an image by its digest, is pinned.
+type Pin struct {
+	ByHand    bool
+	BySetting bool // LARDER_PIN says so, and no button can change that
 }
 
 // Move is that a tag was seen to point at something else than before.
@@ -126,9 +133,9 @@ func newButton(page imagesPage, action, reference, word string) button {
 	return button{page, action, reference, word}
 }
 
-// pinWord is what the button for pins says.
-func pinWord(pinned *bool) string {
-	if pinned != nil && *pinned {
+// Word is what the button for it says.
+func (p Pin) Word() string {
+	if p.ByHand {
 		return "Unpin"
 	}
 	return "Pin"

@@ -19,6 +19,7 @@ type Status struct {
 	History   history.Report
 	Upstreams []upstream.Place
 	Fills     []Fill
+	MoreFills int // that are not in Fills
 
 	Blobs               blobcache.Stats
 	Manifests           manifestcache.Stats
