@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,10 +18,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"larder/handler/upstream/upstreamtest"
 )
 
 // asLarder in the environment makes the test binary larder.
@@ -99,25 +99,8 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// ports counts what freeAddr has handed out.
-var ports atomic.Int64
-
-// freeAddr is a loopback address that nobody listens on. Its port is not one of
-// those that the system gives to whoever asks for any, or to connections: until it
-// is listened on, somebody else would have it now and then.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	for range 1000 {
-		port := 10_000 + (int64(os.Getpid())*331+ports.Add(1))%20_000
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			l.Close()
-			return l.Addr().String()
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
+// freeAddr is a loopback address that nobody listens on.
+func freeAddr(t testing.TB) string { return upstreamtest.FreeAddr(t) }
 
 // shortDir is a temporary directory whose name leaves room for a socket's.
 func shortDir(t *testing.T) string {
@@ -282,7 +265,13 @@ func startLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *la
 func execLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *larder {
 	t.Helper()
 	l := newLarder(t, upstreams, environ)
-	cmd := exec.Command(os.Args[0])
+	l.exec(t, exec.Command(os.Args[0]))
+	return l
+}
+
+// exec starts larder with a command that becomes it.
+func (l *larder) exec(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
 	cmd.Env = append(l.environ, asLarder+"=1", "PATH="+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = l.stdout, l.stderr
 	cmd.WaitDelay = 5 * time.Second
@@ -296,7 +285,6 @@ func execLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *lar
 		l.err = cmd.Wait()
 	}()
 	l.stopAtEnd(t)
-	return l
 }
 
 func (l *larder) stopAtEnd(t testing.TB) {

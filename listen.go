@@ -69,12 +69,16 @@ type server struct {
 	answering *semaphore.Weighted // held once by each handler that runs
 }
 
-// listen opens a listener, for TLS unless that is nil.
-func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Config) error {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return fmt.Errorf("%s: %w", variable, err)
+// listen serves on the socket that was handed down in place of variable, or else
+// opens one; for TLS unless that is nil.
+func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Config) (err error) {
+	l := p.sockets[variable]
+	if l == nil {
+		if l, err = net.Listen("tcp", addr); err != nil {
+			return fmt.Errorf("%s: %w", variable, err)
+		}
 	}
+	l = listener{l.(*net.TCPListener)}
 	s := &server{listener: l, answering: semaphore.NewWeighted(math.MaxInt64)}
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.answering.TryAcquire(1) {
@@ -87,6 +91,7 @@ func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Conf
 	s.IdleTimeout = 2 * time.Minute
 	s.MaxHeaderBytes = 64 << 10
 	s.TLSConfig = secure
+	s.ConnContext = middleware.ConnContext
 	s.DisableGeneralOptionsHandler = true // it answers before anybody is asked for a password
 	// Clients that try TLS on a plain port are no news.
 	s.ErrorLog, err = zap.NewStdLogAt(p.log.Named("net"), zapcore.DebugLevel)

@@ -35,15 +35,8 @@ const usage = `larder is a pull-through cache for container images.
 // errUsage says that the command line is wrong.
 var errUsage = errors.New("unknown command; see larder help")
 
-// gcPercent is GOGC unless somebody has set it. Most of the heap is what larder
-// keeps (LARDER_MEMORY); half as much again is room enough for garbage, as what is
-// sent is not on the heap.
-const gcPercent = 50
-
 func main() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	tuneCollector()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	err := command(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/chromedp/chromedp"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"larder/handler/upstream/upstreamtest"
 )
@@ -232,5 +237,54 @@ func TestPagesDoNotHoldUpTheEnd(t *testing.T) {
 	c.stop(t)
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 		t.Errorf("the page's connection breaks: %v", err)
+	}
+}
+
+// TestHostileNamesInABrowser has a hand in the cache that gives a repository and a
+// tag names which no registry has, and a registry that makes up a platform.
+func TestHostileNamesInABrowser(t *testing.T) {
+	t.Parallel()
+	const mark = `"><img src='data:image/png,x' onerror='window.ran = 1'><script>window.ran = 1</script>`
+	b := newBrowser(t)
+	c := stored(t, nil, small)
+	index, err := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{"org.opencontainers.image.title": mark}, Manifests: []ocispec.Descriptor{
+		{MediaType: ocispec.MediaTypeImageManifest, Digest: c.img.Manifest, Size: int64(len(c.img.Body)), Platform: &ocispec.Platform{OS: mark, Architecture: mark}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.hub.AddManifest(appName, "multi", ocispec.MediaTypeImageIndex, index)
+	c.want(t, appPath+"manifests/multi", http.StatusOK, index)
+	c.stop(t)
+
+	dir := filepath.Join(c.cache, "manifests")
+	hash := func(s string) string { return digest.FromString(s).Encoded() }
+	right := "sha256-" + c.img.Manifest.Encoded()
+	own, name := "docker.io/"+appName, "docker.io/"+mark
+	writeFile(t, filepath.Join(dir, "repositories", hash(name), "name"), name)
+	writeFile(t, filepath.Join(dir, "repositories", hash(name), right), readFile(t, filepath.Join(dir, "repositories", hash(own), right)))
+	var link map[string]any
+	if err := json.Unmarshal([]byte(readFile(t, filepath.Join(dir, "tags", hash(own + ":1")[:2], hash(own+":1")))), &link); err != nil {
+		t.Fatal(err)
+	}
+	link["reference"] = name + ":" + mark
+	planted, err := json.Marshal(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "tags", hash(name + ":" + mark)[:2], hash(name+":"+mark)), string(planted))
+
+	c.restart(t)
+	b.open(t, "http://"+c.admin+"/images?q="+url.QueryEscape(mark)+"&sort=name")
+	b.until(t, fmt.Sprintf(`document.querySelector("table.images th[scope=row]").innerText.includes(%q)`, mark))
+	if got := eval[string](t, b, `document.querySelector(".tag strong").innerText`); got != mark {
+		t.Errorf("the tag is %q", got)
+	}
+	b.open(t, "http://"+c.admin+"/images?q=multi")
+	b.until(t, fmt.Sprintf(`document.querySelector("table.images").innerText.includes(%q)`, mark))
+	b.open(t, "http://"+c.admin+"/")
+	b.until(t, `document.getElementById("live").textContent === "Live."`)
+	if eval[bool](t, b, `window.ran === 1`) {
+		t.Error("what is in a name is run")
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"larder/auth"
 	"larder/auth/htpasswd"
@@ -47,8 +47,9 @@ type program struct {
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
 	limit      middleware.LimitCounts
-	audit      *auditLog     // nil: off
-	memory     *memory.Cache // of both
+	audit      *auditLog               // nil: off
+	memory     *memory.Cache           // of both
+	sockets    map[string]net.Listener // handed down, by the variable they stand in for
 	servers    []*server
 	admin      *admin.Handler // nil: off
 	stopping   atomic.Bool
@@ -63,8 +64,8 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 	if err != nil {
 		return err
 	}
-	log := newLogger(cfg, stderr)
-	defer func() { _ = log.Sync() }() // stderr of a container can't be synced
+	log, closeLog := newLogger(cfg, stderr)
+	defer closeLog()
 	for _, v := range cfg.unknown {
 		if v.didYouMean != "" {
 			log.Warn("unknown variable", zap.String("variable", v.name), zap.String("did you mean", v.didYouMean))
@@ -80,22 +81,13 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 	return p.serve(ctx)
 }
 
-func newLogger(cfg *config, w io.Writer) *zap.Logger {
-	encoding := zap.NewProductionEncoderConfig()
-	encoding.EncodeTime = zapcore.ISO8601TimeEncoder
-	encoding.EncodeDuration = zapcore.StringDurationEncoder
-	encoder := zapcore.NewJSONEncoder(encoding)
-	if cfg.LogFormat == "console" {
-		encoding.EncodeLevel = zapcore.CapitalLevelEncoder
-		encoder = zapcore.NewConsoleEncoder(encoding)
-	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), cfg.LogLevel))
-}
-
 // open makes everything that serving needs, the listeners last: whoever can
 // connect gets an answer. Nobody is contacted.
 func (p *program) open() (err error) {
 	cfg := p.cfg
+	if err := p.openSockets(); err != nil {
+		return err
+	}
 	if p.audit, err = openAudit(cfg.AuditLog, p.stdout, p.log.Named("audit")); err != nil {
 		return err
 	}
@@ -120,7 +112,7 @@ func (p *program) open() (err error) {
 	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit})
+	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, AuditLost: p.audit.lostRecords})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
@@ -190,7 +182,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 		cfg.Catalog = access.MayPull
 	}
 	h := handler.New(cfg)
-	opts.Logger, opts.Observe = p.log.Named("http"), metrics.Observe
+	opts.Logger, opts.Access, opts.Observe = p.log.Named("http"), patient(p.log.Named("http")), metrics.Observe
 	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, access.MayPull
 	opts.Limit, opts.Variables = &p.limit, p.cfg.settings
@@ -251,6 +243,7 @@ func (p *program) serve(ctx context.Context) error {
 		zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 		zap.Bool("password", p.cfg.Htpasswd != ""),
 		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+	p.tellSystemd(daemon.SdNotifyReady, "STATUS=answering on "+p.servers[0].listener.Addr().String())
 	<-ctx.Done()
 	err := context.Cause(ctx)
 	p.shutdown()
@@ -291,6 +284,7 @@ func (p *program) ready() (detail string, err error) {
 // the grace period.
 func (p *program) shutdown() {
 	p.stopping.Store(true)
+	p.tellSystemd(daemon.SdNotifyStopping)
 	p.log.Info("larder stopping", zap.Duration("grace", p.cfg.ShutdownGrace))
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ShutdownGrace)
 	defer cancel()

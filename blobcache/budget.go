@@ -64,7 +64,7 @@ type quota struct {
 	Quota
 	entries  int64 // bytes on disk that are no fill's
 	reserved int64
-	due      ttl.Queue[digest.Digest] // of its entries, as Cache.due is of all
+	due      ttl.Queue[*entry] // of its entries, as Cache.due is of all
 }
 
 // account is the owner for whom a blob is kept, and the quotas that it counts
@@ -77,7 +77,7 @@ type account struct {
 func newBudget(cfg Config, total int64) budget {
 	b := budget{max: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total)}
 	for _, q := range cfg.Quotas {
-		b.quotas = append(b.quotas, &quota{Quota: q})
+		b.quotas = append(b.quotas, &quota{Quota: q, due: ttl.Queue[*entry]{Shared: true}})
 	}
 	return b
 }
@@ -200,7 +200,7 @@ func (c *Cache) reserveNow(f *fill, n int64) error {
 
 // free is how much may be written to the disk.
 func (c *Cache) free() (int64, error) {
-	_, free, err := diskSpace(c.root)
+	_, free, err := diskSpace(c.dir)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		return math.MaxInt64 / 2, nil
@@ -219,7 +219,7 @@ func (c *Cache) lacking(delta, free int64) int64 {
 
 // full returns the queue from which something has to go for f to hold delta
 // bytes more, nil if there is room; ok is false if there can't be. Needs mu.
-func (c *Cache) full(f *fill, delta int64) (q *ttl.Queue[digest.Digest], ok bool) {
+func (c *Cache) full(f *fill, delta int64) (q *ttl.Queue[*entry], ok bool) {
 	if c.max > 0 {
 		if c.reserved+delta > c.max {
 			return nil, false
@@ -261,13 +261,14 @@ func (c *Cache) shrink() {
 
 // evictOne removes the least recently used blob of a queue, and says how large
 // it was; ok is false if there is none, or it can't be removed.
-func (c *Cache) evictOne(q *ttl.Queue[digest.Digest]) (freed int64, ok bool) {
+func (c *Cache) evictOne(q *ttl.Queue[*entry]) (freed int64, ok bool) {
 	c.mu.Lock()
-	d, e := c.oldest(q)
+	e := c.oldest(q)
 	if e == nil {
 		c.mu.Unlock()
 		return 0, false
 	}
+	d := e.name.Digest()
 	done := c.remove(d, e)
 	c.mu.Unlock()
 	if err := done(); err != nil {
@@ -277,33 +278,33 @@ func (c *Cache) evictOne(q *ttl.Queue[digest.Digest]) (freed int64, ok bool) {
 	c.count.evicted.Add(1)
 	c.count.evictedBytes.Add(e.size)
 	c.noteGone(d, e, Evicted)
-	c.log.Debug("evicted", zap.Stringer("digest", d), zap.Int64("size", e.size), zap.Time("used", e.used))
+	c.log.Debug("evicted", zap.Stringer("digest", d), zap.Int64("size", e.size), zap.Time("used", e.used.Time()))
 	return e.size, true
 }
 
 // oldest finds the entry of a queue that was used least recently. One that a
 // fill is at work on stays. Needs mu.
-func (c *Cache) oldest(q *ttl.Queue[digest.Digest]) (digest.Digest, *entry) {
-	busy := make(map[digest.Digest]time.Time)
+func (c *Cache) oldest(q *ttl.Queue[*entry]) *entry {
+	busy := make(map[*entry]time.Time)
 	defer func() {
-		for d, due := range busy {
-			q.Set(d, due)
+		for e, due := range busy {
+			q.Set(e, due)
 		}
 	}()
 	for {
-		d, due, ok := q.Pop()
+		e, due, ok := q.Pop()
 		if !ok {
-			return "", nil
+			return nil
 		}
-		e := c.entries[d]
+		d := e.name.Digest()
 		switch end := c.end(e); {
-		case e == nil:
+		case c.entries.Get(d) != e:
 		case c.fills[d] != nil:
-			busy[d] = due
+			busy[e] = due
 		case end.After(due): // used since
-			q.Set(d, end)
+			q.Set(e, end)
 		default:
-			return d, e
+			return e
 		}
 	}
 }
@@ -311,7 +312,7 @@ func (c *Cache) oldest(q *ttl.Queue[digest.Digest]) (digest.Digest, *entry) {
 // remove takes e out of the index, and returns what removes its file. Until that
 // is done, whoever wants the blob waits. Needs mu; done must not have it.
 func (c *Cache) remove(d digest.Digest, e *entry) (done func() error) {
-	c.drop(d)
+	c.drop(e)
 	removing := &fill{size: -1, parked: true, removing: true, gone: make(chan struct{})}
 	c.fills[d] = removing
 	return func() error {
@@ -321,7 +322,7 @@ func (c *Cache) remove(d digest.Digest, e *entry) (done func() error) {
 		delete(c.fills, d)
 		close(removing.gone)
 		if err != nil {
-			c.add(d, e)
+			c.add(e)
 		}
 		return err
 	}

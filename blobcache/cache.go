@@ -7,9 +7,11 @@
 package blobcache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"maps"
@@ -22,6 +24,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"larder/blobcache/compact"
 	"larder/blobcache/durable"
 	"larder/blobcache/memory"
 	"larder/ttl"
@@ -84,6 +87,7 @@ type Blob struct {
 	Content io.ReadSeekCloser
 	Size    int64 // -1: not known before the end; Content can't seek then
 	Outcome Outcome
+	Waited  time.Duration // for the first byte, from whoever sends it; 0: it was here
 }
 
 // Config says what is kept and for how long. The zero Config keeps everything
@@ -112,16 +116,18 @@ type Config struct {
 // goroutines.
 type Cache struct {
 	root   *os.Root
+	dir    *os.File // root's directory
 	cfg    Config
 	log    *zap.Logger
 	disk   *zap.Logger     // for what is wrong with the disk: a line a minute
 	ctx    context.Context // of all fills; ends with Close
 	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup           // the fills
-	due    ttl.Queue[digest.Digest] // the entries, by the end of their life
-	bufs   sync.Pool                // of *[]byte, chunk long
+	wg     sync.WaitGroup    // the fills
+	due    ttl.Queue[*entry] // by the end of their life
+	bufs   sync.Pool         // of *[]byte, chunk long
 	count  counters
-	sizes  sizes // immutable after Open
+	sizes  sizes        // immutable after Open
+	seed   maphash.Seed // of seals
 
 	writeAt func(f *os.File, p []byte, offset int64) (int, error) // File.WriteAt, but in tests
 
@@ -131,7 +137,7 @@ type Cache struct {
 	// mu guards the maps, what the entries hold, and the fields of a fill that
 	// say so. It may be taken before a fill's own lock, never after.
 	mu        sync.Mutex
-	entries   map[digest.Digest]*entry
+	entries   compact.Table[*entry]
 	fills     map[digest.Digest]*fill
 	streams   map[digest.Digest][]*stream
 	lied      map[digest.Digest]bool // a part of it was wrong: next time in one
@@ -181,19 +187,25 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	total, _, err := diskSpace(root)
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil, fmt.Errorf("open blob cache: %w", err)
+	}
+	total, _, err := diskSpace(dir)
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		dir.Close()
 		return nil, fmt.Errorf("open blob cache: %w", err)
 	}
 	c := &Cache{
 		root:      root,
+		dir:       dir,
 		cfg:       cfg,
 		log:       log,
 		disk:      log.WithOptions(zap.WrapCore(onceAMinute)),
 		sizes:     usualSizes(),
+		seed:      maphash.MakeSeed(),
 		writeAt:   (*os.File).WriteAt,
 		scanned:   make(chan struct{}),
-		entries:   make(map[digest.Digest]*entry),
 		fills:     make(map[digest.Digest]*fill),
 		streams:   make(map[digest.Digest][]*stream),
 		lied:      make(map[digest.Digest]bool),
@@ -218,6 +230,7 @@ func (c *Cache) Close() error {
 	c.cancel(ErrClosed)
 	c.mu.Unlock()
 	c.wg.Wait()
+	c.dir.Close()
 	return c.root.Close()
 }
 
@@ -269,9 +282,21 @@ func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length in
 	}
 }
 
+// Open opens a blob that is at hand, or returns nil.
+func (c *Cache) Open(d digest.Digest) (*Blob, error) {
+	if blob := c.recall(d); blob != nil {
+		return blob, nil
+	}
+	if c.lookup(d) == nil {
+		return nil, nil
+	}
+	return c.openComplete(d)
+}
+
 // openFill opens the blob of a fill that was joined. If it turns out that it is
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
+	began := time.Now()
 	leave := sync.OnceFunc(func() { c.leave(f) })
 	content, size, err := f.open(ctx, w)
 	if unkept(err) {
@@ -290,34 +315,21 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 		leave()
 		return nil, err
 	}
+	if content == nil {
+		leave()
+		c.count.outcomes[outcome].Add(1)
+		return &Blob{Content: &inMemoryContent{bytes.NewReader(f.held)}, Size: size, Outcome: outcome}, nil
+	}
 	if content.stored {
 		outcome = Hit
 	}
 	content.leave, content.src = leave, src
 	c.count.outcomes[outcome].Add(1)
-	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
-}
-
-// Size is the size of a blob that is on disk or on its way. It never starts a
-// fill and never waits.
-func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
-	c.mu.Lock()
-	e, f := c.entries[d], c.fills[d]
-	if e != nil && !e.partial {
-		size = e.size
-		c.mu.Unlock()
-		return size, true
+	blob := &Blob{Content: content, Size: size, Outcome: outcome}
+	if outcome != Hit {
+		blob.Waited = time.Since(began)
 	}
-	c.mu.Unlock()
-	if f != nil {
-		size = f.knownSize()
-		return size, size >= 0
-	}
-	fi, err := c.root.Stat(blobName(d)) // not scanned yet
-	if err != nil || !fi.Mode().IsRegular() {
-		return 0, false
-	}
-	return fi.Size(), true
+	return blob, nil
 }
 
 // Stats says what the cache holds and has done.
@@ -349,6 +361,10 @@ func (c *Cache) Stats() Stats {
 	s.MaxBytes, s.MinFree, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.minFree, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
 	return s
 }
+
+// Disk is the size of the file system that the blobs are on, and what is free of it.
+// It asks the disk, and may take as long as that takes.
+func (c *Cache) Disk() (size, free int64, err error) { return diskSpace(c.dir) }
 
 // openComplete opens a blob that is on disk and that this process has verified.
 // It returns neither blob nor error if a fill has to see to it.

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,6 +73,66 @@ func TestDamagedBlobIsNeverServedWholeAndThenHealed(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Power that fails may leave a file of any length: of a small blob, which is not
+// waited for, and only of that.
+func TestSizeOfASmallBlobIsThatOfTheRightOne(t *testing.T) {
+	dir, c, p := stored(t, 10<<10)
+	if size, ok := c.Size(p.digest); size != 10<<10 || !ok {
+		t.Errorf("stored: size %d, %v", size, ok)
+	}
+	c.Close()
+	for _, scanned := range []bool{false, true} {
+		for name, damage := range damages {
+			size := func() (int64, bool) {
+				c, stop := running(t, dir, blobcache.Config{})
+				defer stop()
+				for scanned && c.Stats().Scans == 0 {
+					runtime.Gosched()
+				}
+				return c.Size(p.digest)
+			}
+			path := blobPath(dir, p.digest)
+			if err := os.WriteFile(path, p.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := size(); got != 10<<10 || !ok {
+				t.Errorf("after a start: size %d, %v", got, ok)
+			}
+			if err := damage(path, p.data); err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := size(); ok {
+				t.Errorf("%s (scanned: %v): size %d", name, scanned, got)
+			}
+		}
+	}
+}
+
+func TestSmallBlobIsWrittenInPlaceOfALink(t *testing.T) {
+	dir := t.TempDir()
+	c := openCache(t, dir, blobcache.Config{})
+	p := newParts(10 << 10)
+	other := filepath.Join(dir, "other")
+	asked, open := make(chan struct{}), make(chan struct{})
+	p.wrap = func(_ int64, r io.Reader) io.Reader {
+		close(asked)
+		return &gated{r: r, n: 1000, open: open}
+	}
+	var client sync.WaitGroup
+	client.Go(func() { wantBlob(t, getParts(t, c, p), p.data, blobcache.Miss) })
+	<-asked // what was there before has been looked at
+	if err := errors.Join(os.WriteFile(other, nil, 0o600), os.Symlink("../other", partialPath(dir, p.digest))); err != nil {
+		t.Fatal(err)
+	}
+	close(open)
+	client.Wait()
+	waitIdle(t, c)
+	if got, err := os.ReadFile(other); err != nil || len(got) > 0 {
+		t.Errorf("the link's target has %d bytes, %v", len(got), err)
+	}
+	wantBlob(t, getParts(t, c, p), p.data, blobcache.Hit)
 }
 
 func TestStoredBlobIsVerifiedOnceAProcess(t *testing.T) {

@@ -5,14 +5,9 @@ import (
 	"syscall"
 )
 
-// diskSpace is the size of the file system that root is on, and what is free of
+// diskSpace is the size of the file system that dir is on, and what is free of
 // it for us, in bytes.
-func diskSpace(root *os.Root) (total, free int64, err error) {
-	dir, err := root.Open(".")
-	if err != nil {
-		return 0, 0, err
-	}
-	defer dir.Close()
+func diskSpace(dir *os.File) (total, free int64, err error) {
 	var st syscall.Statfs_t
 	if err := syscall.Fstatfs(int(dir.Fd()), &st); err != nil {
 		return 0, 0, os.NewSyscallError("fstatfs", err)

@@ -8,6 +8,6 @@ import (
 )
 
 // diskSpace is not known here.
-func diskSpace(*os.Root) (total, free int64, err error) {
+func diskSpace(*os.File) (total, free int64, err error) {
 	return 0, 0, errors.ErrUnsupported
 }

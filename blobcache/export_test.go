@@ -5,8 +5,12 @@ import "os"
 // Shrink makes c plan for blobs as if they were 256 times as large. It has to
 // be called before anything else is.
 func (c *Cache) Shrink() {
-	c.sizes = sizes{segment >> 8, beginning >> 8, granule >> 8, firstPart >> 8, near >> 8, saveEvery >> 8, whole >> 5, window >> 8}
+	c.sizes = sizes{segment >> 8, beginning >> 8, 0, granule >> 8, firstPart >> 8, near >> 8, saveEvery >> 8, whole >> 5, window >> 8}
 }
+
+// Scarce has c use several connections however fast one is. It has to be called
+// before anything else is.
+func (c *Cache) Scarce() { c.sizes.plenty = 0 }
 
 // FailWrites makes each write of a blob to disk fail with what fail returns, if
 // that is an error. It has to be called before anything else is.

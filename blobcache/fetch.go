@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"larder/blobcache/durable"
 )
 
 const (
@@ -16,9 +18,11 @@ const (
 	// large enough to make system calls rare, small enough to stay in cache.
 	chunk = 256 << 10
 
-	// saveEvery is how much may arrive before the extents are written down: a
-	// crash costs at most so much.
-	saveEvery = 4 << 20
+	// saveEvery is how much may arrive before the extents are written down, and
+	// saveAtMost how often that is done: a crash costs at most as much as arrives
+	// meanwhile.
+	saveEvery  = 4 << 20
+	saveAtMost = 100 * time.Millisecond
 
 	// resumeTries bounds how often in a row a fetch may fail without a byte
 	// having arrived; the pauses between grow from resumePause.
@@ -143,12 +147,24 @@ func (f *fill) answer(size int64) error {
 				return fmt.Errorf("%w: %w", errStore, err)
 			}
 		}
-		f.size = size
+		f.setSize(size)
+	}
+	if !f.answered {
+		f.began, f.left = time.Now(), f.arrived
 	}
 	f.answered = true
 	f.plan() // there may be more to do than for one fetcher
 	f.wake()
 	return nil
+}
+
+// setSize notes how large the blob is. A small one is held back until its digest
+// is right, and needs no file before. Needs mu.
+func (f *fill) setSize(size int64) {
+	f.size = size
+	if f.file == nil && size <= f.cache.sizes.whole {
+		f.held = make([]byte, size)
+	}
 }
 
 // copyBody writes a body to the file, from c.pos on, until its end or that of
@@ -197,7 +213,7 @@ func (f *fill) put(c *claim, pos int64, p []byte) (more bool, err error) {
 	p = p[:max(min(end, c.end)-pos, 0)]
 	f.taken += int64(len(p))
 	room := f.needed()
-	save := f.scattered && (f.unsaved < 0 || f.unsaved >= f.cache.sizes.saveEvery)
+	save := f.scattered && f.held == nil && (f.unsaved < 0 || f.unsaved >= f.cache.sizes.saveEvery && time.Since(f.saved) >= saveAtMost)
 	if save {
 		f.unsaved = min(f.unsaved, 0) // one fetcher is enough
 	}
@@ -210,7 +226,7 @@ func (f *fill) put(c *claim, pos int64, p []byte) (more bool, err error) {
 			return false, fmt.Errorf("%w: %w", errStore, err)
 		}
 	}
-	if err := f.writeAnyhow(p, pos); err != nil {
+	if err := f.cache.anyhow(func() error { return f.write(p, pos) }); err != nil {
 		return false, fmt.Errorf("%w: %w", errStore, err)
 	}
 	f.mu.Lock()
@@ -261,14 +277,14 @@ func (f *fill) makeRoom(n int64) error {
 	return nil
 }
 
-// writeAnyhow writes p, evicting other blobs while the disk is full.
-func (f *fill) writeAnyhow(p []byte, pos int64) error {
+// anyhow calls write again, evicting blobs, while the disk is full.
+func (c *Cache) anyhow(write func() error) error {
 	for {
-		err := f.write(p, pos)
+		err := write()
 		if !diskFull(err) {
 			return err
 		}
-		if _, ok := f.cache.evictOne(&f.cache.due); !ok {
+		if _, ok := c.evictOne(&c.due); !ok {
 			return err
 		}
 	}
@@ -279,6 +295,11 @@ func (f *fill) writeAnyhow(p []byte, pos int64) error {
 func (f *fill) write(p []byte, pos int64) error {
 	f.writing.Lock()
 	defer f.writing.Unlock()
+	if f.file == nil && f.held == nil {
+		if err := f.create(); err != nil {
+			return err
+		}
+	}
 	for from, end := pos, pos+int64(len(p)); ; {
 		f.mu.Lock()
 		hole := f.have.hole(from)
@@ -287,11 +308,9 @@ func (f *fill) write(p []byte, pos int64) error {
 			return nil
 		}
 		hole.End = min(hole.End, end)
-		began := time.Now()
-		if _, err := f.cache.writeAt(f.file, p[hole.Start-pos:hole.End-pos], hole.Start); err != nil {
+		if err := f.writePiece(p[hole.Start-pos:hole.End-pos], hole.Start); err != nil {
 			return err
 		}
-		f.cache.observe("write", began)
 		f.mu.Lock()
 		f.have = f.have.add(hole)
 		f.arrived += hole.End - hole.Start
@@ -299,6 +318,34 @@ func (f *fill) write(p []byte, pos int64) error {
 		f.cache.arrived.Add(hole.End - hole.Start)
 		from = hole.End
 	}
+}
+
+// create makes the file.
+func (f *fill) create() error {
+	file, err := durable.CreateTemp(f.cache.root, partialName(f.digest))
+	if err != nil {
+		return err
+	}
+	info, err := file.Stat()
+	if err != nil {
+		file.Close()
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.file, f.info = file, info
+	return nil
+}
+
+func (f *fill) writePiece(p []byte, offset int64) error {
+	if f.held != nil {
+		copy(f.held[offset:], p)
+		return nil
+	}
+	began := time.Now()
+	_, err := f.cache.writeAt(f.file, p, offset)
+	f.cache.observe("write", began)
+	return err
 }
 
 // ended decides what the end of a body at pos means.
@@ -311,7 +358,7 @@ func (f *fill) ended(c *claim, pos int64) error {
 	case f.size < 0 && f.have.end() > pos:
 		return fmt.Errorf("%w: the end is at %d, but there is more", errSize, pos)
 	case f.size < 0:
-		f.size = pos // nobody said it, but this was all of it
+		f.setSize(pos) // nobody said it, but this was all of it
 		f.wake()
 		return nil
 	case pos < min(c.end, f.size):

@@ -42,7 +42,7 @@ var (
 type fill struct {
 	cache  *Cache
 	digest digest.Digest
-	began  time.Time
+	made   time.Time
 	source Source
 	ctx    context.Context // of the fill; no reader's
 	cancel context.CancelCauseFunc
@@ -61,8 +61,9 @@ type fill struct {
 	account *account // whose quotas it counts against
 	stuck   bool     // there is a blob file, wrong and not to be removed
 
-	file     *os.File       // set before anything is planned or shown
+	file     *os.File       // set before anything is written to it or shown
 	info     fs.FileInfo    // of file, when it was opened
+	held     []byte         // a small blob, instead of in a file: as much of it as has arrived
 	stored   bool           // file is the blob's, which this process has not verified yet; set with it
 	fetchers sync.WaitGroup // of the running ones; run waits for them
 	saving   sync.Mutex     // held while the extents are written beside the file
@@ -75,7 +76,7 @@ type fill struct {
 	planning  bool            // fetchers may be started
 	answered  bool            // a fetch has: there is a blob, and size is its size
 	size      int64           // -1: not known
-	have      extents         // what has arrived and can be read from the file
+	have      extents         // what has arrived and can be read
 	claims    map[*claim]bool // what is being fetched
 	wants     map[*want]bool  // what readers wait for, or have last waited for
 	wantAll   bool            // some reader wanted the whole blob: go on without it
@@ -83,11 +84,13 @@ type fill struct {
 	parallel  int             // how many fetchers may bring what one reader wants
 	scattered bool            // have is more than a beginning; it is kept in a file
 	unsaved   int64           // bytes that have arrived since that file was written; -1: there is none
+	saved     time.Time       // when it was
 	failures  int             // of fetches, in a row
 	room      int64           // how many bytes may be written
 	taken     int64           // of these, how many have been or are about to
 	arrived   int64           // what of Cache.arrived is this fill's
-	found     int64           // bytes of them that an earlier fill had left
+	left      int64           // of this, what an earlier fill has left
+	began     time.Time       // when the first answer came
 	givenUp   error           // why nothing more is fetched
 	verified  bool            // all bytes are in the file and have the digest
 	err       error           // why the fill ended otherwise
@@ -111,7 +114,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	}
 	// A fill leaves the map after its blob is in the index: with the lock
 	// held, in neither means that nobody is fetching it.
-	if e := c.entries[d]; e != nil && !e.partial && e.verified != (stamp{}) {
+	if e := c.entries.Get(d); e != nil && !e.partial && e.verified != 0 {
 		return nil, Hit, nil
 	}
 	if c.ctx.Err() != nil {
@@ -120,7 +123,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	f := &fill{
 		cache:    c,
 		digest:   d,
-		began:    time.Now(),
+		made:     time.Now(),
 		source:   src,
 		gone:     make(chan struct{}),
 		readers:  1,
@@ -134,7 +137,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 		stuck:    c.stuck[d],
 		account:  c.account(src.Owner),
 	}
-	if e := c.entries[d]; e != nil {
+	if e := c.entries.Get(d); e != nil {
 		f.goOnWith(e)
 	}
 	f.ctx, f.cancel = context.WithCancelCause(c.ctx)
@@ -150,7 +153,7 @@ func (f *fill) goOnWith(e *entry) {
 	}
 	if e.partial {
 		f.before = e
-		f.cache.drop(f.digest)
+		f.cache.drop(e)
 		f.cache.hold(f, e.size)
 	}
 }
@@ -244,9 +247,9 @@ func (c *Cache) over(f *fill, kept *entry, err error) (unread bool) {
 		if kept.account == nil {
 			kept.account = f.account
 		}
-		c.add(f.digest, kept)
+		c.add(kept)
 	} else { // the file it stood for is gone
-		c.drop(f.digest)
+		c.drop(c.entries.Get(f.digest))
 	}
 	if err == nil {
 		delete(c.lied, f.digest)
@@ -293,6 +296,13 @@ func (f *fill) isVerified() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.verified
+}
+
+// hasFile reports whether anything was written.
+func (f *fill) hasFile() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.file != nil
 }
 
 func (f *fill) knownSize() int64 {

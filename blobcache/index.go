@@ -3,6 +3,7 @@ package blobcache
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"io/fs"
 	"path"
 	"strings"
@@ -11,7 +12,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 
+	"larder/blobcache/compact"
 	"larder/blobcache/durable"
+	"larder/ttl"
 )
 
 const (
@@ -28,13 +31,33 @@ const (
 
 // entry is what is known of a blob file. The file is the record: its mtime is
 // the last use, or at most touchAtMost before it.
+// There may be a million: each takes 96 bytes, and 30 in table and queue.
 type entry struct {
+	name     compact.Digest
 	size     int64
-	used     time.Time
-	touched  time.Time // the file's mtime
-	partial  bool      // a parked fill, not a blob
-	verified stamp     // of the file when its digest was last known to be right
-	account  *account  // whose it is, if that matters
+	used     compact.Time
+	touched  compact.Time // the file's mtime
+	verified seal         // of the file when its digest was last known to be right
+	account  *account     // whose it is, if that matters
+	place    ttl.Place    // in Cache.due
+	partial  bool         // a parked fill, not a blob
+}
+
+// Name implements compact.Named.
+func (e *entry) Name() *compact.Digest { return &e.name }
+
+// Place implements ttl.Placed.
+func (e *entry) Place() *ttl.Place { return &e.place }
+
+// seal is a stamp, as a hash that takes less. The zero seal is no file's.
+type seal uint64
+
+func (c *Cache) sealOf(fi fs.FileInfo) seal {
+	return max(seal(maphash.Comparable(c.seed, stampOf(fi))), 1)
+}
+
+func newEntry(d digest.Digest, size int64, used, touched time.Time) *entry {
+	return &entry{name: compact.Of(d), size: size, used: compact.TimeOf(used), touched: compact.TimeOf(touched)}
 }
 
 // lookup returns what is known of the complete blob d, or nil. What it returns
@@ -42,7 +65,7 @@ type entry struct {
 func (c *Cache) lookup(d digest.Digest) *entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.entries[d]; e != nil && !e.partial {
+	if e := c.entries.Get(d); e != nil && !e.partial {
 		return e
 	}
 	return nil
@@ -52,9 +75,9 @@ func (c *Cache) lookup(d digest.Digest) *entry {
 // stored again in the meantime.
 func (c *Cache) forget(d digest.Digest, e *entry) {
 	c.mu.Lock()
-	gone := e != nil && c.entries[d] == e
+	gone := e != nil && c.entries.Get(d) == e
 	if gone {
-		c.drop(d)
+		c.drop(e)
 	}
 	c.mu.Unlock()
 	if gone {
@@ -68,9 +91,9 @@ func (c *Cache) forget(d digest.Digest, e *entry) {
 func (c *Cache) use(d digest.Digest, e *entry, fi fs.FileInfo) bool {
 	now := time.Now()
 	c.mu.Lock()
-	if e == nil || e.verified != stampOf(fi) {
-		if e != nil && c.entries[d] == e {
-			e.verified = stamp{}
+	if e == nil || e.verified != c.sealOf(fi) {
+		if e != nil && c.entries.Get(d) == e {
+			e.verified = 0
 		}
 		c.mu.Unlock()
 		return false
@@ -86,9 +109,9 @@ func (c *Cache) use(d digest.Digest, e *entry, fi fs.FileInfo) bool {
 // usedAt notes a use of e, and reports whether it is to be written to disk.
 // Needs mu.
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
-	e.used = now
+	e.used = compact.TimeOf(now)
 	if touch = c.touchDue(e, now); touch {
-		e.touched = now
+		e.touched = e.used
 	}
 	return touch
 }
@@ -99,7 +122,7 @@ func (c *Cache) touchDue(e *entry, now time.Time) bool {
 	if c.cfg.TTL > 0 {
 		every = min(every, c.cfg.TTL/10)
 	}
-	return now.Sub(e.touched).Abs() >= every
+	return now.Sub(e.touched.Time()).Abs() >= every
 }
 
 // touch writes a use to disk, which changes the file's stamp: what was verified,
@@ -120,8 +143,8 @@ func (c *Cache) touch(d digest.Digest, e *entry, before fs.FileInfo, now time.Ti
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e.verified == stampOf(before) {
-		e.verified = stampOf(fi)
+	if e.verified == c.sealOf(before) {
+		e.verified = c.sealOf(fi)
 	}
 }
 
@@ -132,7 +155,7 @@ func (c *Cache) Renew(blobs []digest.Digest) {
 	due := make(map[digest.Digest]*entry) // whose use is to be written to disk
 	c.mu.Lock()
 	for _, d := range blobs {
-		if e := c.entries[d]; e != nil && c.usedAt(e, now) && !e.partial {
+		if e := c.entries.Get(d); e != nil && c.usedAt(e, now) && !e.partial {
 			due[d] = e
 		}
 	}
@@ -145,31 +168,30 @@ func (c *Cache) Renew(blobs []digest.Digest) {
 }
 
 // add records a file that was just written or found. Needs mu.
-func (c *Cache) add(d digest.Digest, e *entry) {
-	c.drop(d)
-	c.entries[d] = e
+func (c *Cache) add(e *entry) {
+	c.drop(c.entries.Get(e.name.Digest()))
+	c.entries.Put(e)
 	end := c.end(e)
-	c.due.Set(d, end)
+	c.due.Set(e, end)
 	c.counted(e).count(1, e.size)
 	for _, q := range e.account.all() {
 		q.entries += e.size
-		q.due.Set(d, end)
+		q.due.Set(e, end)
 	}
 }
 
-// drop takes what is known of d out of the index, if it is there. Needs mu.
-func (c *Cache) drop(d digest.Digest) {
-	e := c.entries[d]
+// drop takes e, which may be nil, out of the index. Needs mu.
+func (c *Cache) drop(e *entry) {
 	if e == nil {
 		return
 	}
-	delete(c.entries, d)
-	c.cfg.Memory.Delete(inMemory(d))
-	c.due.Delete(d)
+	c.entries.Delete(e)
+	c.cfg.Memory.Delete(inMemory(e.name.Digest()))
+	c.due.Delete(e)
 	c.counted(e).count(-1, -e.size)
 	for _, q := range e.account.all() {
 		q.entries -= e.size
-		q.due.Delete(d)
+		q.due.Delete(e)
 	}
 }
 
@@ -186,16 +208,13 @@ func (c *Cache) counted(e *entry) *holding {
 	return &c.blobs
 }
 
-// end is when the life of e ends if it is not used again. e may be nil.
+// end is when the life of e ends if it is not used again.
 func (c *Cache) end(e *entry) time.Time {
-	switch {
-	case e == nil:
-		return time.Time{}
-	case c.cfg.TTL > 0:
-		return e.used.Add(c.cfg.TTL)
-	default:
-		return e.used.Add(forever)
+	life := time.Duration(forever)
+	if c.cfg.TTL > 0 {
+		life = min(c.cfg.TTL, forever)
 	}
+	return e.used.Time().Add(life)
 }
 
 // Run finds out what is on disk and then removes what has not been used for
@@ -208,12 +227,12 @@ func (c *Cache) Run(ctx context.Context) error {
 	return c.due.Run(ctx, c.expire)
 }
 
-// expire is called when d may have come to the end of its life. Uses since it
-// was scheduled are only in its entry: look there first.
-func (c *Cache) expire(d digest.Digest) (next time.Time, keep bool) {
+// expire is called when e may have come to the end of its life. Uses since it
+// was scheduled are only in e: look there first.
+func (c *Cache) expire(e *entry) (next time.Time, keep bool) {
+	d := e.name.Digest()
 	c.mu.Lock()
-	e := c.entries[d]
-	if e == nil {
+	if c.entries.Get(d) != e {
 		c.mu.Unlock()
 		return next, false
 	}
@@ -231,7 +250,7 @@ func (c *Cache) expire(d digest.Digest) (next time.Time, keep bool) {
 		c.log.Error("expired blob not removed; trying again", zap.Stringer("digest", d), zap.Error(err))
 		c.count.failed.Add(1)
 		next = time.Now().Add(retryRemoval)
-		c.due.Set(d, next)
+		c.due.Set(e, next)
 		return next, true
 	}
 	c.count.expired.Add(1)
@@ -282,7 +301,7 @@ func (c *Cache) scan(ctx context.Context) {
 func (c *Cache) unknown(d digest.Digest) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.entries[d] == nil && c.fills[d] == nil
+	return c.entries.Get(d) == nil && c.fills[d] == nil
 }
 
 // past is when a file was used: not in the future, where a clock that was wrong
@@ -322,7 +341,8 @@ func (c *Cache) found(name string, de fs.DirEntry, accounts map[digest.Digest]*a
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist) // expired or committed meanwhile
 	}
-	e := &entry{size: fi.Size(), used: past(fi.ModTime()), touched: fi.ModTime(), partial: partial, account: accounts[d]}
+	e := newEntry(d, fi.Size(), past(fi.ModTime()), fi.ModTime())
+	e.partial, e.account = partial, accounts[d]
 	if partial {
 		if left, err := c.readExtents(d, e.size); err == nil {
 			e.size = left.Extents.bytes()
@@ -330,8 +350,8 @@ func (c *Cache) found(name string, de fs.DirEntry, accounts map[digest.Digest]*a
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.entries[d] == nil && c.fills[d] == nil {
-		c.add(d, e)
+	if c.entries.Get(d) == nil && c.fills[d] == nil {
+		c.add(e)
 	}
 	return true
 }

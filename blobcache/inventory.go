@@ -45,8 +45,8 @@ func (c *Cache) Items(blobs []digest.Digest) []Item {
 	defer c.mu.Unlock()
 	for i, d := range blobs {
 		f := c.fills[d]
-		if e := c.entries[d]; e != nil {
-			items[i] = Item{Whole: !e.partial, Filling: f != nil, Size: e.size, Used: e.used}
+		if e := c.entries.Get(d); e != nil {
+			items[i] = Item{Whole: !e.partial, Filling: f != nil, Size: e.size, Used: e.used.Time()}
 			if c.cfg.TTL > 0 {
 				items[i].Expires = c.end(e)
 			}
@@ -68,9 +68,9 @@ func (c *Cache) Unused(before time.Time) []digest.Digest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var unused []digest.Digest
-	for d, e := range c.entries {
-		if e.used.Before(before) {
-			unused = append(unused, d)
+	for e := range c.entries.All() {
+		if e.used.Time().Before(before) {
+			unused = append(unused, e.name.Digest())
 		}
 	}
 	return unused
@@ -81,7 +81,7 @@ func (c *Cache) Unused(before time.Time) []digest.Digest {
 // is ErrAbsent, ErrBusy or that of the disk.
 func (c *Cache) Remove(d digest.Digest) (freed int64, err error) {
 	c.mu.Lock()
-	e := c.entries[d]
+	e := c.entries.Get(d)
 	if f := c.fills[d]; f != nil {
 		c.mu.Unlock()
 		if f.removing {

@@ -27,7 +27,7 @@ func (c *Cache) Fills() []Fill {
 	for _, f := range c.fills {
 		if !f.removing {
 			running = append(running, f)
-			fills = append(fills, Fill{Digest: f.digest, Owner: f.source.Owner, Began: f.began, Readers: f.readers})
+			fills = append(fills, Fill{Digest: f.digest, Owner: f.source.Owner, Began: f.made, Readers: f.readers})
 		}
 	}
 	c.mu.Unlock()
@@ -41,7 +41,7 @@ func (c *Cache) Fills() []Fill {
 func (s *Fill) progress(f *fill) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s.Size, s.Have, s.Brought, s.Stored = f.size, slices.Clone(f.have), f.arrived-f.found, f.stored
+	s.Size, s.Have, s.Brought, s.Stored = f.size, slices.Clone(f.have), f.arrived-f.left, f.stored
 }
 
 // Ending is a blob that is due to go.
@@ -58,11 +58,12 @@ func (c *Cache) Next(n int) []Ending {
 	next := make([]Ending, 0, n+1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for d, e := range c.entries {
-		if len(next) == n && !e.used.Before(next[n-1].Used) {
+	for e := range c.entries.All() {
+		used := e.used.Time()
+		if len(next) == n && !used.Before(next[n-1].Used) {
 			continue
 		}
-		one := Ending{Digest: d, Size: e.size, Used: e.used}
+		one := Ending{Digest: e.name.Digest(), Size: e.size, Used: used}
 		if c.cfg.TTL > 0 {
 			one.Expires = c.end(e)
 		}
@@ -104,9 +105,6 @@ func (c *Cache) noteGone(d digest.Digest, e *entry, why string) {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.gone = slices.Insert(c.gone, 0, Gone{d, e.size, e.used, now, why})
+	c.gone = slices.Insert(c.gone, 0, Gone{d, e.size, e.used.Time(), now, why})
 	c.gone = c.gone[:min(maxGone, len(c.gone))]
 }
-
-// Disk is the size of the file system that the cache is on, and what of it is free.
-func (c *Cache) Disk() (total, free int64, err error) { return diskSpace(c.root) }

@@ -8,6 +8,7 @@ import (
 	"path"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
@@ -37,10 +38,13 @@ func (p partialExtents) usable(size int64) bool {
 	return p.Size >= -1 && len(p.Extents) > 0 && p.Extents.valid(size)
 }
 
-// takeUp opens the partial file and finds out what an earlier fill has left in
-// it.
+// takeUp opens the partial file, if there is one, and finds out what an earlier
+// fill has left in it.
 func (f *fill) takeUp() error {
 	name := partialName(f.digest)
+	if _, err := f.cache.root.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	file, fi, err := durable.OpenTemp(f.cache.root, name)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errStore, err)
@@ -62,7 +66,7 @@ func (f *fill) takeUp() error {
 	f.mu.Lock()
 	f.size, f.have, f.scattered = left.Size, left.Extents, kept
 	n := left.Extents.bytes()
-	f.arrived, f.taken, f.room, f.found = n, n, n, n
+	f.arrived, f.taken, f.room, f.left = n, n, n, n
 	f.mu.Unlock()
 	f.cache.holdAtLeast(f, n)
 	return nil
@@ -111,6 +115,7 @@ func (f *fill) save() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.unsaved = max(f.unsaved-before, 0) // others went on meanwhile
+	f.saved = time.Now()
 	return nil
 }
 

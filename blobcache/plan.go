@@ -1,6 +1,9 @@
 package blobcache
 
-import "math"
+import (
+	"math"
+	"time"
+)
 
 const (
 	// segment is what one fetcher of a large blob brings. At 20 ms a request
@@ -21,17 +24,21 @@ const (
 	// middle and has not said where it ends; it grows as the reader goes on.
 	firstPart = 1 << 20
 
+	// plenty is how many bytes a second are enough for one connection: as more
+	// than a gigabit link carries come, more connections would only cost.
+	plenty = 200_000_000
+
 	// near is how far a reader may be ahead of a fetcher that will get there
 	// anyway. Farther ahead, it gets a fetcher of its own.
 	near = 1 << 20
 )
 
 // sizes are the constants above, and three more. Tests make them smaller, so that
-// small blobs are planned for as large ones are.
-type sizes struct{ segment, beginning, granule, firstPart, near, saveEvery, whole, window int64 }
+// small blobs are planned for as large ones are, and plenty 0: nothing is.
+type sizes struct{ segment, beginning, plenty, granule, firstPart, near, saveEvery, whole, window int64 }
 
 func usualSizes() sizes {
-	return sizes{segment, beginning, granule, firstPart, near, saveEvery, whole, window}
+	return sizes{segment, beginning, plenty, granule, firstPart, near, saveEvery, whole, window}
 }
 
 // claim is a part of the blob that a fetcher brings: pos moves, end is where it
@@ -78,9 +85,24 @@ func (f *fill) plan() {
 // ahead is how much may be fetched for a reader beyond where it is.
 func (f *fill) ahead(w *want) int64 {
 	if w.began == 0 || w.end < math.MaxInt64 {
-		return f.cache.sizes.segment
+		return f.segment()
 	}
 	return min(max(f.cache.sizes.firstPart, w.read), f.cache.sizes.segment)
+}
+
+// segment is what one fetcher brings. One that is alone brings more. Needs mu.
+func (f *fill) segment() int64 {
+	if f.wantAll && f.plentiful() {
+		return f.cache.sizes.beginning
+	}
+	return f.cache.sizes.segment
+}
+
+// plentiful reports whether the bytes have come so fast up to now that one
+// connection does for them. Needs mu.
+func (f *fill) plentiful() bool {
+	enough := f.cache.sizes.plenty
+	return enough > 0 && f.answered && float64(f.arrived-f.left) >= float64(enough)*time.Since(f.began).Seconds()
 }
 
 // anyMissing reports whether anybody wants what is not there, or the blob's
@@ -127,7 +149,7 @@ func (f *fill) planAhead() {
 	if !f.answered || f.size < f.cache.sizes.beginning {
 		return
 	}
-	for pos := f.have.run(0); len(f.claims) < f.parallel; {
+	for pos := f.have.run(0); len(f.claims) == 0 || len(f.claims) < f.parallel && !f.plentiful(); {
 		pos = f.free(pos)
 		if pos >= f.size {
 			return
@@ -171,8 +193,8 @@ func (f *fill) stop(pos, end int64) int64 {
 		end = math.MaxInt64
 	case f.wantAll && !f.answered:
 		end = pos + f.cache.sizes.beginning
-	case end-pos > f.cache.sizes.segment:
-		end = pos + f.cache.sizes.segment
+	case end-pos > f.segment():
+		end = pos + f.segment()
 	default:
 		end = (end + f.cache.sizes.granule - 1) / f.cache.sizes.granule * f.cache.sizes.granule
 	}

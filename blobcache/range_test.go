@@ -160,6 +160,7 @@ func getParts(t *testing.T, c *blobcache.Cache, p *parts) *blobcache.Blob {
 func TestLargeBlobIsFetchedInPartsAndEachByteOnce(t *testing.T) {
 	for _, size := range []int{1 << 20, 32<<20 - 1, 32 << 20, 32<<20 + 1, 77<<20 + 13} {
 		c := openCache(t, t.TempDir(), blobcache.Config{Connections: 4, Linger: time.Minute})
+		c.Scarce()
 		p := newParts(size)
 		wantBlob(t, getParts(t, c, p), p.data, blobcache.Miss)
 		if sent, again := p.traffic(); sent != size || again > 0 {
@@ -169,6 +170,58 @@ func TestLargeBlobIsFetchedInPartsAndEachByteOnce(t *testing.T) {
 			t.Errorf("size %d: %d fetches, want %d (%v)", size, len(p.asks), parts, p.asks)
 		}
 	}
+}
+
+func TestFastUpstreamIsAskedByOneConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for took, want := range map[time.Duration]int{0: 1, 20 * time.Millisecond: 4} {
+			c := openCache(t, t.TempDir(), blobcache.Config{Connections: 4})
+			p := newParts(80 << 20)
+			var mu sync.Mutex
+			running, most := 0, 0
+			fetch := func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
+				body, size, err := p.fetch(ctx, offset, length)
+				mu.Lock()
+				defer mu.Unlock()
+				running++
+				most = max(most, running)
+				return &pausing{ReadCloser: body, pause: took, done: func() {
+					mu.Lock()
+					defer mu.Unlock()
+					running--
+				}}, size, err
+			}
+			b, err := c.Get(t.Context(), p.digest, fetch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantBlob(t, b, p.data, blobcache.Miss)
+			waitIdle(t, c)
+			if most != want {
+				t.Errorf("with %v for each piece: up to %d connections, want %d", took, most, want)
+			}
+			if sent, again := p.traffic(); sent != len(p.data) || again > 0 {
+				t.Errorf("fetched %d bytes, %d of them again; want %d, 0", sent, again, len(p.data))
+			}
+		}
+	})
+}
+
+// pausing pauses before each Read, and counts as done when it is closed.
+type pausing struct {
+	io.ReadCloser
+	pause time.Duration
+	done  func()
+}
+
+func (p *pausing) Read(b []byte) (int, error) {
+	time.Sleep(p.pause)
+	return p.ReadCloser.Read(b)
+}
+
+func (p *pausing) Close() error {
+	p.done()
+	return p.ReadCloser.Close()
 }
 
 func TestOneConnectionAsksForNoParts(t *testing.T) {

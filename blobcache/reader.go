@@ -39,20 +39,34 @@ var errMissed = errors.New("fill's file is gone")
 var errNoSize = errors.New("size of the blob is not known")
 
 // open waits until f has a first byte of w to show and returns a reader of the
-// blob, and its size.
+// blob, and its size. There is no reader if the blob is held.
 func (f *fill) open(ctx context.Context, w *want) (*reader, int64, error) {
 	_, err := f.wait(ctx, w)
 	if err != nil && err != io.EOF { // an empty blob is at its end at once
 		f.drop(w)
 		return nil, 0, err
 	}
-	file, err := f.openFile()
-	if err != nil {
+	if f.held != nil {
+		return nil, int64(len(f.held)), nil
+	}
+	r := &reader{ctx: ctx, fill: f, size: f.knownSize(), stored: f.stored, asked: *w, want: w}
+	if f.hasFile() {
+		err = r.openFile()
+	}
+	if err != nil && err != io.EOF {
 		f.drop(w)
 		return nil, 0, err
 	}
-	size := f.knownSize()
-	return &reader{ctx: ctx, fill: f, file: file, size: size, stored: f.stored, asked: *w, want: w}, size, nil
+	return r, r.size, nil
+}
+
+// openFile is done at once if it can be, as an error can still be a clear one
+// then. But if nothing has arrived, as is so behind the end, there is no file.
+func (r *reader) openFile() (err error) {
+	if r.file == nil {
+		r.file, err = r.fill.openFile()
+	}
+	return err
 }
 
 // openFile opens the file for one more reader, by its old name or by the one
@@ -92,6 +106,9 @@ func (r *reader) await(n int64) (offset, available int64, err error) {
 	offset = w.pos
 	r.fill.mu.Unlock()
 	available, err = r.fill.wait(r.ctx, w)
+	if err == nil {
+		err = r.openFile()
+	}
 	return offset, min(available, n), err
 }
 

@@ -28,7 +28,7 @@ func inMemory(d digest.Digest) memory.Key {
 func (c *Cache) recall(d digest.Digest) *Blob {
 	now := time.Now()
 	c.mu.Lock()
-	e := c.entries[d]
+	e := c.entries.Get(d)
 	if e == nil || e.partial || e.size > small || c.touchDue(e, now) {
 		c.mu.Unlock()
 		return nil
@@ -50,14 +50,12 @@ func (c *Cache) recall(d digest.Digest) *Blob {
 // fill, if the file is not what it should be.
 func (c *Cache) memorize(d digest.Digest, e *entry, f *os.File, fi fs.FileInfo) *Blob {
 	defer f.Close()
-	data := make([]byte, fi.Size())
-	_, err := io.ReadFull(f, data)
-	right := err == nil && d.Algorithm().FromBytes(data) == d
+	data, right := readSmall(d, f, fi.Size())
 	c.mu.Lock()
-	switch current := c.entries[d] == e; {
+	switch current := c.entries.Get(d) == e; {
 	case !right:
-		e.verified = stamp{}
-	case current && e.verified != stamp{}: // neither removed nor doubted meanwhile
+		e.verified = 0
+	case current && e.verified != 0: // neither removed nor doubted meanwhile
 		c.cfg.Memory.Put(inMemory(d), memory.Content{Bytes: data})
 	}
 	c.mu.Unlock()
@@ -65,6 +63,13 @@ func (c *Cache) memorize(d digest.Digest, e *entry, f *os.File, fi fs.FileInfo) 
 		return nil
 	}
 	return c.remembered(data)
+}
+
+// readSmall reads all of a small file, and says whether it is the blob d.
+func readSmall(d digest.Digest, f *os.File, size int64) (data []byte, right bool) {
+	data = make([]byte, size)
+	_, err := io.ReadFull(f, data)
+	return data, err == nil && d.Algorithm().FromBytes(data) == d
 }
 
 func (c *Cache) remembered(data []byte) *Blob {
@@ -82,6 +87,9 @@ func (m *inMemoryContent) SendTo(w io.Writer, n int64) (int64, error) {
 	}
 	return io.CopyN(w, m.Reader, n)
 }
+
+// AtHand reports that nobody has to wait for it.
+func (m *inMemoryContent) AtHand() bool { return true }
 
 // Close has nothing to do: the bytes are shared.
 func (m *inMemoryContent) Close() error { return nil }

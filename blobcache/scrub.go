@@ -8,13 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"larder/blobcache/compact"
 	"larder/blobcache/durable"
 )
 
@@ -68,6 +68,13 @@ func (c *Cache) Scrub(ctx context.Context) error {
 
 // scrubRound looks at all blobs behind state.After.
 func (c *Cache) scrubRound(ctx context.Context, state *scrubState, limit *rate.Limiter) {
+	for ctx.Err() == nil && !state.Done {
+		c.scrubShare(ctx, state, limit)
+	}
+}
+
+// scrubShare looks at the next of them.
+func (c *Cache) scrubShare(ctx context.Context, state *scrubState, limit *rate.Limiter) {
 	todo, done, total := c.scrubbable(state.After)
 	for _, d := range todo {
 		share := float64(done) / float64(max(total, 1))
@@ -82,27 +89,43 @@ func (c *Cache) scrubRound(ctx context.Context, state *scrubState, limit *rate.L
 			c.saveScrub(state)
 		}
 	}
-	state.Done = true
-	c.saveScrub(state)
+	if state.Done = len(todo) == 0; state.Done {
+		c.saveScrub(state)
+	}
 }
 
-// scrubbable lists the complete blobs behind after, in the order of their
-// digests, and says how many bytes come before, and are in all.
+// scrubbable lists the next complete blobs behind after, in the order of their
+// digests: those that begin alike, as a list of all would be long and have to last.
+// It says how many bytes come before, and are in all.
 func (c *Cache) scrubbable(after digest.Digest) (todo []digest.Digest, before, total int64) {
+	var next []*entry
+	var last compact.Digest // none is before the zero Digest
+	if after != "" {
+		last = compact.Of(after)
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for d, e := range c.entries {
+	for e := range c.entries.All() {
 		if e.partial {
 			continue
 		}
 		total += e.size
-		if d <= after {
+		if after != "" && e.name.Compare(&last) <= 0 {
 			before += e.size
-		} else {
-			todo = append(todo, d)
+			continue
 		}
+		if len(next) > 0 && !e.name.BeginsAs(&next[0].name) {
+			if e.name.Compare(&next[0].name) > 0 {
+				continue
+			}
+			next = next[:0]
+		}
+		next = append(next, e)
 	}
-	slices.SortFunc(todo, func(a, b digest.Digest) int { return strings.Compare(string(a), string(b)) })
+	c.mu.Unlock()
+	slices.SortFunc(next, func(a, b *entry) int { return a.name.Compare(&b.name) })
+	for _, e := range next {
+		todo = append(todo, e.name.Digest())
+	}
 	return todo, before, total
 }
 
@@ -130,7 +153,7 @@ func (c *Cache) scrub(ctx context.Context, d digest.Digest, limit *rate.Limiter)
 	c.count.scrubbedBytes.Add(n)
 	if err == nil && verifier.Verified() {
 		c.mu.Lock()
-		e.verified = stampOf(after)
+		e.verified = c.sealOf(after)
 		c.mu.Unlock()
 		return n
 	}
@@ -142,7 +165,7 @@ func (c *Cache) scrub(ctx context.Context, d digest.Digest, limit *rate.Limiter)
 // on it, which finds out by itself.
 func (c *Cache) throwAway(d digest.Digest, e *entry, err error) {
 	c.mu.Lock()
-	if c.entries[d] != e || c.fills[d] != nil {
+	if c.entries.Get(d) != e || c.fills[d] != nil {
 		c.mu.Unlock()
 		return
 	}
@@ -162,8 +185,8 @@ func (c *Cache) Doubt(d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cfg.Memory.Delete(inMemory(d))
-	if e := c.entries[d]; e != nil && e.verified != (stamp{}) {
-		e.verified = stamp{}
+	if e := c.entries.Get(d); e != nil && e.verified != 0 {
+		e.verified = 0
 		c.count.doubted.Add(1)
 	}
 }
@@ -200,6 +223,9 @@ func (c *Cache) readScrub() (state scrubState) {
 	data, _, err := durable.ReadFile(c.root, scrubName, maxScrubState)
 	if err == nil {
 		err = json.Unmarshal(data, &state)
+	}
+	if err == nil && state.After != "" {
+		err = state.After.Validate()
 	}
 	switch {
 	case err == nil && time.Since(state.Began) >= 0: // not by a clock that was wrong

@@ -20,6 +20,8 @@ func (c *Cache) settle(f *fill, err error) *entry {
 	}
 	now, arrived := time.Now(), f.have.bytes()
 	switch {
+	case f.held != nil:
+		return c.settleHeld(f, err)
 	case f.file == nil:
 		return f.before
 	case f.stored:
@@ -41,8 +43,7 @@ func (c *Cache) settle(f *fill, err error) *entry {
 		}
 		return f.verifiedEntry(now)
 	case errors.Is(err, ErrDigest):
-		c.log.Error("wrong bytes arrived; blob thrown away",
-			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Bool("in parts", f.scattered), zap.Error(err))
+		c.wrong(f, err)
 	case unkept(err) && f.wantAll: // it would never be whole
 	case arrived > 0:
 		if err := f.save(); err != nil {
@@ -51,11 +52,61 @@ func (c *Cache) settle(f *fill, err error) *entry {
 		}
 		c.log.Info("blob left incomplete; kept for resuming",
 			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Int64("size", f.size), zap.Error(err))
-		return &entry{size: arrived, used: now, touched: now, partial: true}
+		kept := newEntry(f.digest, arrived, now, now)
+		kept.partial = true
+		return kept
 	}
 	c.dropPartial(f.digest)
 	c.removeOwner(f.digest, f.account)
 	return nil
+}
+
+// settleHeld stores a blob that was held in memory until now. A crash may leave
+// anything under its name, as the disk is not waited for: it is small enough to be
+// verified again, as every blob is that an earlier process has left.
+func (c *Cache) settleHeld(f *fill, err error) (kept *entry) {
+	if err == nil {
+		began := time.Now()
+		err = c.anyhow(func() (err error) {
+			kept, err = f.storeHeld()
+			return err
+		})
+		c.observe("commit", began)
+		c.stored(err)
+	} else if errors.Is(err, ErrDigest) {
+		c.wrong(f, err)
+	}
+	if kept == nil {
+		c.dropPartial(f.digest)
+		c.removeOwner(f.digest, f.account)
+	}
+	return kept
+}
+
+func (f *fill) storeHeld() (*entry, error) {
+	c, tmp := f.cache, partialName(f.digest)
+	file, err := durable.CreateTemp(c.root, tmp)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if _, err := c.writeAt(file, f.held, 0); err != nil {
+		return nil, err
+	}
+	if err := durable.CommitSoon(c.root, tmp, blobName(f.digest)); err != nil {
+		return nil, err
+	}
+	fi, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return f.entryOf(fi, time.Now()), nil
+}
+
+// wrong tells the operator of a blob that has not the bytes it should have.
+func (c *Cache) wrong(f *fill, err error) {
+	c.log.Error("wrong bytes arrived; blob thrown away", zap.Stringer("digest", f.digest),
+		zap.Int64("bytes", f.have.bytes()), zap.Bool("in parts", f.scattered), zap.Error(err))
 }
 
 // unkept tells the operator why a blob is passed on and not kept.
@@ -96,7 +147,7 @@ func (c *Cache) settleStored(f *fill, err error) *entry {
 		return f.verifiedEntry(now)
 	}
 	if fi, statErr := f.file.Stat(); statErr == nil && !errors.Is(err, errDamaged) {
-		return &entry{size: fi.Size(), used: past(fi.ModTime()), touched: fi.ModTime()}
+		return newEntry(f.digest, fi.Size(), past(fi.ModTime()), fi.ModTime())
 	}
 	c.discard(f.digest, nil, err)
 	c.removeOwner(f.digest, f.account)
@@ -107,9 +158,16 @@ func (c *Cache) settleStored(f *fill, err error) *entry {
 func (f *fill) verifiedEntry(now time.Time) *entry {
 	fi, err := f.file.Stat()
 	if err != nil { // then it is looked at once more
-		return &entry{size: f.have.bytes(), used: now, touched: now}
+		return newEntry(f.digest, f.have.bytes(), now, now)
 	}
-	return &entry{size: fi.Size(), used: now, touched: fi.ModTime(), verified: stampOf(fi)}
+	return f.entryOf(fi, now)
+}
+
+// entryOf is the entry of a file of the fill's that has been verified.
+func (f *fill) entryOf(fi fs.FileInfo, now time.Time) *entry {
+	e := newEntry(f.digest, fi.Size(), now, fi.ModTime())
+	e.verified = f.cache.sealOf(fi)
+	return e
 }
 
 // dropPartial removes what is left of a fill's file.

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/opencontainers/go-digest"
+
 	"larder/blobcache/durable"
 )
 
@@ -66,8 +68,6 @@ func (f *fill) verifyStored(file *os.File, fi fs.FileInfo) error {
 // the fetchers and never in their way, and says ErrDigest if all of it is not
 // what the digest promises.
 func (c *Cache) hash(f *fill) error {
-	buf := c.bufs.Get().(*[]byte)
-	defer c.bufs.Put(buf)
 	verifier := f.digest.Verifier()
 	for offset := int64(0); ; {
 		run, complete, err := f.grown(offset)
@@ -77,20 +77,35 @@ func (c *Cache) hash(f *fill) error {
 		if err != nil {
 			return err
 		}
-		for offset < run {
-			n, err := f.file.ReadAt((*buf)[:min(int64(len(*buf)), run-offset)], offset)
-			if n == 0 {
-				return fmt.Errorf("%w: %w", errStore, cutOff(err))
-			}
-			_, _ = verifier.Write((*buf)[:n])
-			offset += int64(n)
+		if err := f.hashRun(verifier, offset, run); err != nil {
+			return err
 		}
 		if complete {
 			break
 		}
+		offset = run
 	}
 	if !verifier.Verified() {
 		return ErrDigest
+	}
+	return nil
+}
+
+// hashRun hashes what has arrived from offset up to run.
+func (f *fill) hashRun(verifier digest.Verifier, offset, run int64) error {
+	if f.held != nil {
+		_, _ = verifier.Write(f.held[offset:run])
+		return nil
+	}
+	buf := f.cache.bufs.Get().(*[]byte)
+	defer f.cache.bufs.Put(buf)
+	for offset < run {
+		n, err := f.file.ReadAt((*buf)[:min(int64(len(*buf)), run-offset)], offset)
+		if n == 0 {
+			return fmt.Errorf("%w: %w", errStore, cutOff(err))
+		}
+		_, _ = verifier.Write((*buf)[:n])
+		offset += int64(n)
 	}
 	return nil
 }
@@ -104,7 +119,7 @@ func (f *fill) endsAt(offset int64) bool {
 	if f.have.end() > offset {
 		return false // readers may have had it
 	}
-	f.size = offset
+	f.setSize(offset)
 	return true
 }
 

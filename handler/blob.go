@@ -25,12 +25,9 @@ const firstByte = 25 * time.Second
 // between repositories, rights are not: a blob is given out if a cached
 // manifest of the repository names it or upstream has it there.
 func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest) error {
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	late := time.AfterFunc(firstByte, func() {
-		cancel(&errcode.Error{Status: http.StatusGatewayTimeout, Code: errcode.Unavailable, Message: repo.Host() + " sends nothing"})
-	})
 	if r.Method == http.MethodHead {
+		ctx, late, cancel := patience(r.Context(), repo)
+		defer cancel(nil)
 		defer late.Stop()
 		return h.headBlob(ctx, w, r, repo, d)
 	}
@@ -38,20 +35,66 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 	if isWhole && h.answers.again(a) {
 		h.blobs.Doubt(d)
 	}
+	blob, err := h.blobs.Open(d)
+	right := manifestcache.Unknown
+	if blob != nil {
+		right = h.manifests.Refers(repo.String(), d)
+	}
+	if err == nil && right != manifestcache.Granted {
+		ctx, late, cancel := patience(r.Context(), repo)
+		defer cancel(nil)
+		blob, err = h.waitForBlob(ctx, r, repo, d, blob, right)
+		late.Stop()
+	}
+	if err != nil {
+		return err
+	}
+	defer blob.Content.Close()
+	err = sendBlob(w, r, repo, d, blob)
+	if isWhole && err == nil && r.Context().Err() == nil {
+		h.answers.given(a)
+	}
+	return err
+}
+
+// patience is a context that ends when a client would give up, unless late is
+// stopped: then something has come.
+func patience(ctx context.Context, repo *upstream.Repository) (_ context.Context, late *time.Timer, cancel context.CancelCauseFunc) {
+	ctx, cancel = context.WithCancelCause(ctx)
+	late = time.AfterFunc(firstByte, func() {
+		cancel(&errcode.Error{Status: http.StatusGatewayTimeout, Code: errcode.Unavailable, Message: repo.Host() + " sends nothing"})
+	})
+	return ctx, late, cancel
+}
+
+// waitForBlob opens what is not at hand, or not known to be the repository's.
+func (h *Handler) waitForBlob(
+	ctx context.Context, r *http.Request, repo *upstream.Repository, d digest.Digest, blob *blobcache.Blob, right manifestcache.Right,
+) (*blobcache.Blob, error) {
+	if blob != nil {
+		asked, err := h.entitled(ctx, repo, d, right)
+		if err != nil {
+			blob.Content.Close()
+			return nil, err
+		}
+		blob.Waited += asked
+		return blob, nil
+	}
 	offset, length := firstRange(r)
 	blob, err := h.getBlob(ctx, repo, d, offset, length)
 	if err == nil && blob.Size < 0 && offset > 0 {
 		// A part of a blob of unknown size can't be told from the whole.
 		blob.Content.Close()
-		blob, err = h.getBlob(ctx, repo, d, 0, -1)
+		return h.getBlob(ctx, repo, d, 0, -1)
 	}
-	late.Stop()
-	if err != nil {
-		return err
-	}
-	defer blob.Content.Close()
+	return blob, err
+}
+
+// sendBlob answers with an open blob.
+func sendBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest, blob *blobcache.Blob) error {
 	middleware.NoteOf(r.Context()).Outcome = blob.Outcome.String()
-	blobHeader(w.Header(), d, blob.Outcome)
+	blobHeader(w.Header(), d, blobStatus(blob))
+	setTiming(r.Context(), w.Header(), blob.Waited)
 	if blob.Size < 0 && !r.ProtoAtLeast(1, 1) {
 		// Without a length and without chunks, a broken answer would look whole.
 		return &errcode.Error{
@@ -63,11 +106,7 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 		serveUnsized(w, blob.Content)
 		return nil
 	}
-	err = serveContent(w, r, blob.Content, blob.Size)
-	if isWhole && err == nil && r.Context().Err() == nil {
-		h.answers.given(a)
-	}
-	return err
+	return serveContent(w, r, blob.Content, blob.Size)
 }
 
 // getBlob opens the blob for who wants length bytes (-1: all) from offset, and
@@ -98,10 +137,12 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 		if err != nil {
 			return nil, err
 		}
-		if err := h.entitled(ctx, repo, d); err != nil {
+		asked, err := h.entitled(ctx, repo, d, h.manifests.Refers(repo.String(), d))
+		if err != nil {
 			blob.Content.Close()
 			return nil, err
 		}
+		blob.Waited += asked
 		return blob, nil
 	}
 }
@@ -132,20 +173,24 @@ func broken(repository string, err error) error {
 	return &upstream.Error{Op: "read blob", Repository: repository, Err: err}
 }
 
-// entitled asks upstream whether the repository has the blob, unless that is
-// known. What was known once is good enough if upstream can't answer.
-func (h *Handler) entitled(ctx context.Context, repo *upstream.Repository, d digest.Digest) error {
-	right := h.manifests.Refers(repo.String(), d)
+// entitled asks upstream whether the repository has the blob, unless its right says
+// so; asked is how long that took. What was known once is good enough if upstream
+// can't answer.
+func (h *Handler) entitled(
+	ctx context.Context, repo *upstream.Repository, d digest.Digest, right manifestcache.Right,
+) (asked time.Duration, err error) {
 	if right == manifestcache.Granted {
-		return nil
+		return 0, nil
 	}
-	_, err := repo.HeadBlob(ctx, d)
+	began := time.Now()
+	_, err = repo.HeadBlob(ctx, d)
+	asked = time.Since(began)
 	h.learn(repo, d, err)
 	switch {
 	case err == nil, upstream.Unreachable(err) && h.onceHad(ctx, repo, d, right):
-		return nil
+		return asked, nil
 	default:
-		return err
+		return asked, err
 	}
 }
 
@@ -174,9 +219,12 @@ func (h *Handler) learn(repo *upstream.Repository, d digest.Digest, err error) {
 func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest) error {
 	size, cached := h.blobs.Size(d)
 	right := h.manifests.Refers(repo.String(), d)
+	var asked time.Duration
 	outcome := blobcache.Hit
 	if !cached || right != manifestcache.Granted {
+		began := time.Now()
 		upstreamSize, err := repo.HeadBlob(ctx, d)
+		asked = time.Since(began)
 		h.learn(repo, d, err)
 		switch {
 		case err == nil && !cached:
@@ -187,7 +235,8 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 		}
 	}
 	middleware.NoteOf(r.Context()).Outcome = outcome.String()
-	blobHeader(w.Header(), d, outcome)
+	blobHeader(w.Header(), d, headStatus(outcome, asked))
+	setTiming(r.Context(), w.Header(), asked)
 	if size < 0 {
 		w.WriteHeader(http.StatusOK)
 		return nil
@@ -195,26 +244,9 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 	return serveContent(w, r, io.NewSectionReader(nil, 0, size), size) // of a HEAD nothing is read
 }
 
-func blobHeader(header http.Header, d digest.Digest, o blobcache.Outcome) {
-	// One allocation for all: this is what warm pulls do most.
-	values := []string{"application/octet-stream", d.String(), `"` + d.String() + `"`, "nosniff", blobStatus(o)}
-	for i, name := range []string{"Content-Type", "Docker-Content-Digest", "Etag", "X-Content-Type-Options", "Cache-Status"} {
-		header[name] = values[i : i+1 : i+1]
-	}
-}
-
-// blobStatus is the outcome for the Cache-Status header, RFC 9211.
-func blobStatus(o blobcache.Outcome) string {
-	switch o {
-	case blobcache.Hit:
-		return "larder; hit; detail=hit"
-	case blobcache.Join:
-		return "larder; fwd=uri-miss; collapsed; detail=join"
-	case blobcache.Pass:
-		return "larder; fwd=uri-miss; detail=pass"
-	default:
-		return "larder; fwd=uri-miss; stored; detail=miss"
-	}
+func blobHeader(header http.Header, d digest.Digest, status string) {
+	contentHeader(header, "application/octet-stream", d)
+	header["Cache-Status"] = []string{status}
 }
 
 // serveUnsized sends a blob whose size upstream does not say. What goes wrong

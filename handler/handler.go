@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -97,7 +98,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, t *target) error
 // context too.
 type target struct {
 	context.Context
-	note *middleware.Note
+	note  *middleware.Note
+	began time.Time
 	route
 	ns   string
 	repo *upstream.Repository // nil of kindBase, and if it is not known
@@ -122,7 +124,7 @@ func (h *Handler) Identify(ctx context.Context, r *http.Request) context.Context
 }
 
 func (h *Handler) identify(ctx context.Context, r *http.Request) *target {
-	t := &target{Context: ctx, note: middleware.NoteOf(ctx)}
+	t := &target{Context: ctx, note: middleware.NoteOf(ctx), began: time.Now()}
 	t.err = h.route(t, r)
 	t.note.Kind = t.kind
 	if t.repo != nil {
@@ -255,14 +257,14 @@ func (rt *route) parseReference() error {
 		return nil
 	}
 	d := digest.Digest(rt.reference)
+	if upstream.ValidDigest(d) {
+		rt.digest = d
+		return nil
+	}
 	if err := d.Validate(); err != nil {
 		return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.DigestInvalid, Message: "invalid digest", Err: err}
 	}
-	if a := d.Algorithm(); a != digest.SHA256 && a != digest.SHA512 {
-		return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.DigestInvalid, Message: "digest algorithm not supported; use sha256 or sha512"}
-	}
-	rt.digest = d
-	return nil
+	return &errcode.Error{Status: http.StatusBadRequest, Code: errcode.DigestInvalid, Message: "digest algorithm not supported; use sha256 or sha512"}
 }
 
 // namespace is the host that containerd says the request is for, as in

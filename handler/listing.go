@@ -108,7 +108,7 @@ func (h *Handler) serveList(w http.ResponseWriter, r *http.Request, repo *upstre
 	if list.Next != "" {
 		header.Set("Link", nextLink(r.URL, list.Next, params))
 	}
-	setStatus(header, repo, list.Outcome, list.Age)
+	setStatus(r.Context(), header, repo, story{list.Outcome, list.Age, list.Asked, list.Joined})
 	sendDocument(w, r, list.ContentType, list.Content, list.Size)
 	return nil
 }

@@ -130,6 +130,9 @@ func TestDamagedTagIsAskedAboutAndWrittenAnew(t *testing.T) {
 				t.Fatal(err)
 			}
 			up.fail(errDown)
+			wantTag(t, c, up, "latest", doc, manifestcache.Hit) // what was said is known
+			c.Close()
+			c = openCache(t, dir, cfg)
 			wantTagError(t, c, up, "latest", errDown)
 			up.fail(nil)
 			wantTag(t, c, up, "latest", doc, manifestcache.Revalidated)
@@ -161,6 +164,8 @@ func TestFlippedBitsAreNoticed(t *testing.T) {
 			if err := os.WriteFile(path, bad, 0o600); err != nil {
 				t.Fatal(err)
 			}
+			c.Close() // a new one has to read what a tag points at
+			c = openCache(t, dir, cfg)
 			m, err := c.ByTag(t.Context(), up.name, "latest", up)
 			if err != nil || !bytes.Equal(m.Body, doc.body) || m.Digest != doc.digest || m.MediaType != doc.mediaType {
 				t.Fatalf("bit %d of %q: %v, %v", bit, good, m, err)

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 
+	"larder/blobcache/compact"
 	"larder/blobcache/durable"
 )
 
@@ -39,7 +40,8 @@ func newRight(repository string, d digest.Digest) right {
 // has said beside.
 type index struct {
 	manifests map[digest.Digest]*entry
-	layers    *layers // what the manifests name
+	bytes     int64   // of the manifests
+	layers    *layers // what they name
 	proofs    proofs
 
 	repositories map[[sha256.Size]byte]*repository // by the hash of their names
@@ -49,9 +51,9 @@ type entry struct {
 	digest  digest.Digest
 	size    int64
 	used    time.Time
-	touched time.Time // the file's mtime
-	hits    int64     // answers with it that it did not have to be fetched for
-	kind    kind      // as which it names what follows
+	touched compact.Time // the file's mtime
+	hits    int64        // answers with it that it did not have to be fetched for
+	kind    kind         // as which it names what follows
 
 	number uint32 // among the layers; 0: what it names is not remembered
 	blobs  packed // that the manifest names
@@ -60,8 +62,9 @@ type entry struct {
 
 // validation is upstream's word that a repository has a manifest.
 type validation struct {
-	at, touched time.Time
-	mediaType   string // that the manifest has there; "" if the file does not say
+	at        time.Time
+	touched   compact.Time // the file's mtime
+	mediaType string       // that the manifest has there; "" if the file does not say
 }
 
 // covers reports whether upstream's word is about m as it is on disk: another
@@ -203,7 +206,7 @@ func (c *Cache) readRight(r right) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if rights := c.repository(r.repository).rights; rights[r.digest] == nil {
-		rights[r.digest] = &validation{at: mtime, touched: mtime, mediaType: string(mediaType)}
+		rights[r.digest] = &validation{at: mtime, touched: compact.TimeOf(mtime), mediaType: shared(string(mediaType))}
 	}
 	return true
 }
@@ -220,11 +223,11 @@ func (c *Cache) validate(repository string, m *Manifest) {
 		v = new(validation)
 		repo.rights[m.Digest] = v
 	}
-	write := now.Sub(v.touched).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
+	write := now.Sub(v.touched.Time()).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
 	if write {
-		v.touched = now
+		v.touched = compact.TimeOf(now)
 	}
-	v.at, v.mediaType = now, m.MediaType
+	v.at, v.mediaType = now, shared(m.MediaType)
 	c.mu.Unlock()
 	if name {
 		c.recordName(repository)
@@ -287,14 +290,14 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 	e.used = now
 	if touch = c.touchDue(e, now); touch {
-		e.touched = now
+		e.touched = compact.TimeOf(now)
 	}
 	return touch
 }
 
 // touchDue reports whether a use of e now would be written to disk. Needs mu.
 func (c *Cache) touchDue(e *entry, now time.Time) bool {
-	return now.Sub(e.touched).Abs() >= c.touchEvery()
+	return now.Sub(e.touched.Time()).Abs() >= c.touchEvery()
 }
 
 func (c *Cache) touch(d digest.Digest, now time.Time) {
@@ -332,8 +335,9 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
 	e, kind := c.manifests[m.Digest], kindOf(m.MediaType)
 	if e == nil {
-		e = &entry{digest: m.Digest, size: m.Size, touched: mtime}
+		e = &entry{digest: m.Digest, size: m.Size, touched: compact.TimeOf(mtime)}
 		c.manifests[m.Digest] = e
+		c.bytes += e.size
 	}
 	if e.number != 0 && e.kind != kind { // upstream has changed its mind
 		c.layers.remove(e)
@@ -362,6 +366,7 @@ func (c *Cache) dropManifest(d digest.Digest) {
 		return
 	}
 	delete(c.manifests, d)
+	c.bytes -= e.size
 	c.cfg.Memory.Delete(memoryKey(d))
 	c.due.Delete(manifestName(d))
 	if e.number != 0 {

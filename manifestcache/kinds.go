@@ -48,6 +48,17 @@ func kindOf(mediaType string) kind {
 	}
 }
 
+// shared is the media type without the memory of a document that it is read from,
+// if it is one of those that nearly all manifests have.
+func shared(mediaType string) string {
+	for _, known := range [...]string{ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, typeDockerManifest, typeDockerList} {
+		if mediaType == known {
+			return known
+		}
+	}
+	return mediaType
+}
+
 // names is what a manifest names, each once.
 type names struct{ blobs, manifests []digest.Digest }
 

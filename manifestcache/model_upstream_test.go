@@ -240,6 +240,7 @@ func (r *modelRepository) damage() {
 		r.swapLinks(path)
 	}
 	if kind%2 == 1 {
+		time.Sleep(r.cfg.TagTTL) // for so long the file is not asked
 		r.forgetUnlessWhole(tag, link)
 	}
 }

@@ -162,10 +162,17 @@ func (c *Cache) foundTag(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	repo := c.repository(hash)
-	repo.name = repository
-	if _, ok := repo.tags[tag]; !ok {
-		repo.tags[tag] = tagged{l.Descriptor.Digest, l.validated}
+	if repo.name == "" {
+		repo.name = strings.Clone(repository)
 	}
+	if _, ok := repo.tags[tag]; ok {
+		return
+	}
+	d := l.Descriptor.Digest
+	if e := c.manifests[d]; e != nil {
+		d = e.digest // the same, and not in memory twice
+	}
+	repo.tags[strings.Clone(tag)] = tagged{d, l.validated}
 }
 
 // dropRight drops what is known of a right, whose file is gone or about to go.

@@ -20,10 +20,10 @@ import (
 // TagTTL; many who ask at the same time are one question.
 func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
 	if c.cfg.TagTTL > 0 {
-		if link := c.readTag(repository, tag); link != nil && within(c.cfg.TagTTL, link.validated) {
-			right, ok := c.validated(repository, link.Descriptor.Digest)
-			if m := c.load(link.Descriptor.Digest); m != nil && ok && right.covers(m) {
-				return c.answer(m, Hit, link.validated), nil
+		if t := c.pointsAt(repository, tag); within(c.cfg.TagTTL, t.validated) {
+			right, ok := c.validated(repository, t.digest)
+			if m := c.load(t.digest); m != nil && ok && right.covers(m) {
+				return c.answer(m, Hit, t.validated), nil
 			}
 		}
 	}
@@ -32,7 +32,7 @@ func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) 
 
 // revalidate asks upstream what a tag points at now. A HEAD is enough if that
 // is on disk, be it the same as before or not.
-func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
+func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *questioned) (*Manifest, error) {
 	if err := c.cfg.Spare(repository); err != nil {
 		if m := c.stale(repository, tag, err); m != nil {
 			return m, nil
@@ -45,7 +45,7 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstr
 	if desc.Digest != "" {
 		// The media type is upstream's to say, and no digest covers it.
 		if m := c.load(desc.Digest); m != nil && m.MediaType == desc.MediaType {
-			c.link(repository, tag, m)
+			up.Known = c.link(repository, tag, m)
 			return dated(m, Revalidated, time.Now()), nil
 		}
 	}
@@ -60,7 +60,7 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstr
 		}
 		return c.withoutAnswer(repository, tag, err)
 	}
-	c.link(repository, tag, m)
+	up.Known = c.link(repository, tag, m)
 	return m, nil
 }
 
@@ -118,7 +118,7 @@ func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) 
 
 // Revalidate is ByTag, but that upstream is asked however lately it was.
 func (c *Cache) Revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
-	return c.ask(ctx, repository+":"+tag, func(ctx context.Context) (*Manifest, error) {
+	return c.ask(ctx, repository+":"+tag, up, func(ctx context.Context, up *questioned) (*Manifest, error) {
 		return c.revalidate(ctx, repository, tag, up)
 	})
 }
@@ -209,8 +209,27 @@ func (c *Cache) readTag(repository, tag string) *link {
 	return l
 }
 
-// link records that upstream says that a tag points at m, now.
-func (c *Cache) link(repository, tag string, m *Manifest) {
+// pointsAt is what a tag pointed at when upstream last said so; the zero tagged if
+// that is not known. Whoever changes or removes the file notes it in the index.
+func (c *Cache) pointsAt(repository, tag string) tagged {
+	hash := sha256.Sum256([]byte(repository))
+	c.mu.Lock()
+	if repo := c.repositories[hash]; repo != nil {
+		if t, ok := repo.tags[tag]; ok {
+			c.mu.Unlock()
+			return t
+		}
+	}
+	c.mu.Unlock()
+	if l := c.readTag(repository, tag); l != nil {
+		return tagged{l.Descriptor.Digest, l.validated}
+	}
+	return tagged{}
+}
+
+// link records that upstream says that a tag points at m, now. It reports whether
+// it was known to point at anything before.
+func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
 	c.validate(repository, m)
 	name, now := tagName(repository, tag), time.Now()
 	old := c.readTag(repository, tag)
@@ -230,10 +249,11 @@ func (c *Cache) link(repository, tag string, m *Manifest) {
 	if err != nil {
 		c.complain("tag not stored", err, zap.String("repository", repository), zap.String("tag", tag))
 		c.removeTag(repository, tag) // what it says is not true any more
-		return
+		return old != nil
 	}
 	c.noteTag(repository, tag, m.Digest, now)
 	c.schedule(name, now)
+	return old != nil
 }
 
 func (c *Cache) removeTag(repository, tag string) {

@@ -4,32 +4,49 @@ package ttl
 import (
 	"container/heap"
 	"context"
+	"math"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // maxSleep bounds one wait of Run. Due times are wall-clock times, timers are
 // not: a clock that was set forward is noticed within this time.
 const maxSleep = time.Minute
 
+// Of very many keys that are due at once, Run hands out burst, and then no more
+// than pace a second: nothing is lost if they go a little later, and who is served
+// meanwhile should not notice.
+const (
+	pace  = 5000
+	burst = 100
+)
+
 // Queue is a set of keys, each with the time at which it is due. It keeps
 // nothing on disk and does not know what the keys stand for. The zero Queue is
 // empty and ready for use by several goroutines; it must not be copied.
 type Queue[K comparable] struct {
-	mu    sync.Mutex // guards the fields below
-	items itemHeap[K]
-	index map[K]*item[K]
+	// Shared says that the keys may have their Place in another queue: this one
+	// then has a map of them. It must not change.
+	Shared bool
+
+	mu    sync.Mutex // guards the fields below, and the places of the keys
+	items items[K]
 	wake  chan struct{} // told when the earliest due time may have changed
 }
 
-// An item is ordered by look, which is never later than due: moving a key to a
-// later time, what every use of a cache entry does, costs no reordering. The
-// difference is made up when the item reaches the top.
+// Placed is a key, a pointer, that remembers its Place in a queue. That queue takes
+// the least memory: it has no map of its keys.
+type Placed interface{ Place() *Place }
+
+// Place is a key's place in a queue. The zero Place is in none.
+type Place struct{ after int32 } // its position in the heap and 1
+
+// item is a key and when it is due, in nanoseconds since 1970.
 type item[K comparable] struct {
-	key  K
-	due  time.Time
-	look time.Time
-	at   int // position in the heap
+	key K
+	due int64
 }
 
 // Set adds key, or moves it, to be due at the given time.
@@ -37,16 +54,13 @@ func (q *Queue[K]) Set(key K, due time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.init()
-	it, ok := q.index[key]
-	if !ok {
-		it = q.push(key, due)
+	if at, ok := q.items.find(key); ok {
+		q.items.heap[at].due = nanos(due)
+		heap.Fix(&q.items, at)
+	} else {
+		q.items.add(key, due)
 	}
-	it.due = due
-	if due.Before(it.look) {
-		it.look = due
-		heap.Fix(&q.items, it.at)
-	}
-	if it.at == 0 {
+	if q.items.heap[0].key == key {
 		q.tell()
 	}
 }
@@ -55,9 +69,8 @@ func (q *Queue[K]) Set(key K, due time.Time) {
 func (q *Queue[K]) Delete(key K) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if it, ok := q.index[key]; ok {
-		heap.Remove(&q.items, it.at)
-		delete(q.index, key)
+	if at, ok := q.items.find(key); ok {
+		heap.Remove(&q.items, at)
 	}
 }
 
@@ -66,18 +79,18 @@ func (q *Queue[K]) Delete(key K) {
 func (q *Queue[K]) Pop() (key K, due time.Time, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.settle() {
+	if q.items.Len() == 0 {
 		return key, due, false
 	}
-	it := q.pop()
-	return it.key, it.due, true
+	it := heap.Pop(&q.items).(item[K])
+	return it.key, time.Unix(0, it.due), true
 }
 
 // Len is the number of keys.
 func (q *Queue[K]) Len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.items)
+	return q.items.Len()
 }
 
 // Run hands each key to expire once it is due, one at a time and with no lock
@@ -85,13 +98,16 @@ func (q *Queue[K]) Len() int {
 // keeps it, it waits until next, unless somebody has Set it in the meantime.
 // The error is the cause of ctx's end.
 func (q *Queue[K]) Run(ctx context.Context, expire func(key K) (next time.Time, keep bool)) error {
+	limit := rate.NewLimiter(pace, burst)
 	timer := time.NewTimer(maxSleep)
 	defer timer.Stop()
 	for ctx.Err() == nil {
 		key, ok, wait, wake := q.next()
 		if ok {
-			if next, keep := expire(key); keep {
+			if next, keep := expire(key); keep { // for which there was little to do
 				q.setIfAbsent(key, next)
+			} else {
+				_ = limit.Wait(ctx) // the error is ctx's
 			}
 			continue
 		}
@@ -110,54 +126,32 @@ func (q *Queue[K]) next() (key K, ok bool, wait time.Duration, wake <-chan struc
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.init()
-	if !q.settle() {
+	if q.items.Len() == 0 {
 		return key, false, maxSleep, q.wake
 	}
-	if wait = time.Until(q.items[0].due); wait > 0 {
+	if wait = time.Until(time.Unix(0, q.items.heap[0].due)); wait > 0 {
 		return key, false, min(wait, maxSleep), q.wake
 	}
-	return q.pop().key, true, 0, q.wake
+	return heap.Pop(&q.items).(item[K]).key, true, 0, q.wake
 }
 
 func (q *Queue[K]) setIfAbsent(key K, due time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if _, ok := q.index[key]; !ok {
-		q.push(key, due)
+	if _, ok := q.items.find(key); !ok {
+		q.items.add(key, due)
 	}
 }
 
 func (q *Queue[K]) init() {
-	if q.index == nil {
-		q.index = make(map[K]*item[K])
-		q.wake = make(chan struct{}, 1)
+	if q.wake != nil {
+		return
 	}
-}
-
-// settle brings the key that is really due first to the top; false if there is
-// none.
-func (q *Queue[K]) settle() bool {
-	if len(q.items) == 0 {
-		return false
+	q.wake = make(chan struct{}, 1)
+	var key K
+	if _, placed := any(key).(Placed); !placed || q.Shared {
+		q.items.at = make(map[K]int)
 	}
-	for it := q.items[0]; it.look.Before(it.due); it = q.items[0] {
-		it.look = it.due
-		heap.Fix(&q.items, 0)
-	}
-	return true
-}
-
-func (q *Queue[K]) push(key K, due time.Time) *item[K] {
-	it := &item[K]{key: key, due: due, look: due}
-	q.index[key] = it
-	heap.Push(&q.items, it)
-	return it
-}
-
-func (q *Queue[K]) pop() *item[K] {
-	it := heap.Pop(&q.items).(*item[K])
-	delete(q.index, it.key)
-	return it
 }
 
 func (q *Queue[K]) tell() {
@@ -167,27 +161,70 @@ func (q *Queue[K]) tell() {
 	}
 }
 
-// itemHeap is a container/heap of items, the one to look at first on top.
-type itemHeap[K comparable] []*item[K]
-
-func (h itemHeap[K]) Len() int           { return len(h) }
-func (h itemHeap[K]) Less(i, j int) bool { return h[i].look.Before(h[j].look) }
-
-func (h itemHeap[K]) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].at, h[j].at = i, j
+// items is a container/heap, what is due first on top, that can find a key.
+type items[K comparable] struct {
+	heap []item[K]
+	at   map[K]int // where in heap each key is; nil if they are Placed
 }
 
-func (h *itemHeap[K]) Push(x any) {
-	it := x.(*item[K])
-	it.at = len(*h)
-	*h = append(*h, it)
+// find returns the position of key in the heap.
+func (h *items[K]) find(key K) (at int, ok bool) {
+	if h.at == nil && len(h.heap) > 0 {
+		at = int(any(key).(Placed).Place().after) - 1
+		return at, at >= 0
+	}
+	at, ok = h.at[key]
+	return at, ok
 }
 
-func (h *itemHeap[K]) Pop() any {
-	last := len(*h) - 1
-	it := (*h)[last]
-	(*h)[last] = nil // the backing array must not keep it alive
-	*h = (*h)[:last]
+// place notes where a key is now.
+func (h *items[K]) place(key K, at int) {
+	if h.at == nil {
+		any(key).(Placed).Place().after = int32(at) + 1
+	} else {
+		h.at[key] = at
+	}
+}
+
+func (h *items[K]) add(key K, due time.Time) { heap.Push(h, item[K]{key, nanos(due)}) }
+
+func (h *items[K]) Len() int           { return len(h.heap) }
+func (h *items[K]) Less(i, j int) bool { return h.heap[i].due < h.heap[j].due }
+
+func (h *items[K]) Swap(i, j int) {
+	h.heap[i], h.heap[j] = h.heap[j], h.heap[i]
+	h.place(h.heap[i].key, i)
+	h.place(h.heap[j].key, j)
+}
+
+func (h *items[K]) Push(x any) {
+	it := x.(item[K])
+	h.place(it.key, len(h.heap))
+	h.heap = append(h.heap, it)
+}
+
+func (h *items[K]) Pop() any {
+	last := len(h.heap) - 1
+	it := h.heap[last]
+	if h.at == nil {
+		*any(it.key).(Placed).Place() = Place{}
+	} else {
+		delete(h.at, it.key)
+	}
+	h.heap[last] = item[K]{} // the backing array must not keep it alive
+	h.heap = h.heap[:last]
 	return it
+}
+
+// nanos is t in nanoseconds since 1970, as near as these come to it: from 1678 to
+// 2262.
+func nanos(t time.Time) int64 {
+	switch {
+	case t.After(time.Unix(0, math.MaxInt64)):
+		return math.MaxInt64
+	case t.Before(time.Unix(0, math.MinInt64)):
+		return math.MinInt64
+	default:
+		return t.UnixNano()
+	}
 }

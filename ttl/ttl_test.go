@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"sort"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -155,6 +156,84 @@ func TestPopTakesTheEarliestDueOrNot(t *testing.T) {
 		key, due, ok := q.Pop()
 		if !ok || key != n || !due.Equal(now.Add(time.Duration(n)*time.Hour)) {
 			t.Fatalf("Pop = %d, %v, %v; want %d", key, due, ok, n)
+		}
+	}
+}
+
+func TestVeryManyKeysGoOneAfterTheOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q ttl.Queue[string]
+		const n = 2000
+		for i := range n {
+			q.Set("kept "+strconv.Itoa(i), time.Now())
+			q.Set(strconv.Itoa(i), time.Now())
+		}
+		var last time.Duration
+		for key, at := range expiries(t, &q, time.Minute, func(key string) (time.Time, bool) {
+			return time.Now().Add(time.Hour), strings.HasPrefix(key, "kept")
+		}) {
+			if !strings.HasPrefix(key, "kept") {
+				last = max(last, at[0])
+			}
+		}
+		// Those that are kept cost nothing, and are not waited for.
+		if least, most := 300*time.Millisecond, 500*time.Millisecond; last < least || last > most {
+			t.Errorf("the last of %d goes after %v, want %v to %v", n, last, least, most)
+		}
+	})
+}
+
+// tenant is a key that knows its place.
+type tenant struct {
+	name  int
+	place ttl.Place
+}
+
+func (k *tenant) Place() *ttl.Place { return &k.place }
+
+// TestPlacedKeysAreFound moves and deletes keys at random, in a queue that has no
+// map of them and in one that has; both give them out in the same order.
+func TestPlacedKeysAreFound(t *testing.T) {
+	var own ttl.Queue[*tenant]
+	shared := ttl.Queue[*tenant]{Shared: true}
+	now := time.Now()
+	tenants := make([]*tenant, 200)
+	for i := range tenants {
+		tenants[i] = &tenant{name: i}
+	}
+	for i, at := range rand.Perm(5000) {
+		k := tenants[rand.IntN(len(tenants))]
+		if i%3 == 0 {
+			own.Delete(k)
+			shared.Delete(k)
+			continue
+		}
+		own.Set(k, now.Add(time.Duration(at)))
+		shared.Set(k, now.Add(time.Duration(at)))
+	}
+	if own.Len() != shared.Len() || own.Len() == 0 {
+		t.Fatalf("%d keys in one and %d in the other", own.Len(), shared.Len())
+	}
+	for range own.Len() {
+		k, due, _ := own.Pop()
+		other, otherDue, _ := shared.Pop()
+		if k != other || !due.Equal(otherDue) {
+			t.Fatalf("%d due at %v, and %d at %v", k.name, due, other.name, otherDue)
+		}
+		if k.place != (ttl.Place{}) {
+			t.Errorf("%d still has a place", k.name)
+		}
+	}
+}
+
+func TestTimesThatNanosecondsCantSay(t *testing.T) {
+	var q ttl.Queue[string]
+	q.Set("never", time.Now().Add(250*365*24*time.Hour))
+	q.Set("long ago", time.Time{})
+	q.Set("now", time.Now())
+	for _, want := range []string{"long ago", "now", "never"} {
+		if key, _, _ := q.Pop(); key != want {
+			t.Errorf("%q comes next, want %q", key, want)
 		}
 	}
 }

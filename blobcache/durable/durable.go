@@ -93,6 +93,25 @@ func OpenTemp(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
 	return open(root, name, os.O_RDWR|os.O_CREATE)
 }
 
+// CreateTemp makes the file name, which has to be in Temp, in place of whatever has
+// the name.
+func CreateTemp(root *os.Root, name string) (*os.File, error) {
+	const flag = os.O_RDWR | os.O_CREATE | os.O_EXCL // a link is not followed
+	f, err := root.OpenFile(name, flag, fileMode)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = MakeTemp(root)
+	case errors.Is(err, fs.ErrExist):
+		err = root.RemoveAll(name)
+	default:
+		return f, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	return root.OpenFile(name, flag, fileMode)
+}
+
 // MakeTemp makes Temp if it is not there, and removes what is there instead.
 func MakeTemp(root *os.Root) error {
 	if fi, err := root.Lstat(Temp); err == nil && !fi.IsDir() { // a link would lead elsewhere
@@ -112,6 +131,15 @@ func Commit(root *os.Root, f *os.File, tmp, name string) error {
 		err = rename(root, tmp, name)
 	}
 	if err != nil {
+		return fmt.Errorf("commit %s: %w", name, err)
+	}
+	return nil
+}
+
+// CommitSoon is Commit without waiting for the disk, for what can be checked or
+// done without: after a power failure, name may hold anything.
+func CommitSoon(root *os.Root, tmp, name string) error {
+	if err := rename(root, tmp, name); err != nil {
 		return fmt.Errorf("commit %s: %w", name, err)
 	}
 	return nil
@@ -143,24 +171,16 @@ func WriteFile(root *os.Root, name string, data []byte) error {
 	return write(root, name, data, Commit)
 }
 
-// WriteSoon is WriteFile without waiting for the disk, for what can be checked
-// or done without: after a power failure, name may hold anything.
+// WriteSoon is to WriteFile what CommitSoon is to Commit.
 func WriteSoon(root *os.Root, name string, data []byte) error {
 	return write(root, name, data, func(root *os.Root, _ *os.File, tmp, name string) error {
-		return rename(root, tmp, name)
+		return CommitSoon(root, tmp, name)
 	})
 }
 
 func write(root *os.Root, name string, data []byte, commit func(root *os.Root, f *os.File, tmp, name string) error) (err error) {
-	const flag = os.O_WRONLY | os.O_CREATE | os.O_EXCL
 	tmp := path.Join(Temp, rand.Text()+Unfinished)
-	f, err := root.OpenFile(tmp, flag, fileMode)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := MakeTemp(root); err != nil {
-			return fmt.Errorf("write %s: %w", name, err)
-		}
-		f, err = root.OpenFile(tmp, flag, fileMode)
-	}
+	f, err := CreateTemp(root, tmp)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}

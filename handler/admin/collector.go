@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"maps"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -50,6 +51,9 @@ var (
 	runningDesc    = prometheus.NewDesc("larder_limit_running", "Requests for what is in a repository, without HEADs, that run now.", nil, nil)
 	queuedDesc     = prometheus.NewDesc("larder_limit_queued", "Requests that wait until others have run.", nil, nil)
 	refusedDesc    = prometheus.NewDesc("larder_limit_refused_total", "Requests that have not run: too many waited (full), it waited too long (late), its client left while it waited (left).", []string{"reason"}, nil)
+	diskDesc       = prometheus.NewDesc("larder_disk_bytes", "Size of the file system that the cache is on.", nil, nil)
+	freeDesc       = prometheus.NewDesc("larder_disk_free_bytes", "What is free of it for larder.", nil, nil)
+	lostDesc       = prometheus.NewDesc("larder_audit_lost_total", "Audit records that could not be written.", nil, nil)
 	failedDesc     = prometheus.NewDesc("larder_expire_errors_total", "Expired files that could not be removed; each is tried again.", []string{"kind"}, nil)
 )
 
@@ -60,6 +64,7 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 		scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc,
 		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc, runningDesc, queuedDesc, refusedDesc,
 		rememberedDesc, remHitsDesc, remMissesDesc, memHitsDesc, memMissesDesc, memBytesDesc, memEntriesDesc, memMaxDesc,
+		diskDesc, freeDesc, lostDesc,
 	} {
 		ch <- d
 	}
@@ -69,10 +74,17 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	s := sink(ch)
 	s.blobs(c.from.Blobs.Stats())
+	if size, free, err := c.from.Blobs.Disk(); err == nil {
+		s.gauge(diskDesc, size)
+		s.gauge(freeDesc, free)
+	}
 	s.manifests(c.from.Manifests.Stats())
 	s.memory(c.from.Memory.Stats())
 	s.upstreams(c.from.Upstreams.Stats())
 	s.limit(c.from.Limit.Stats())
+	if c.from.AuditLost != nil {
+		s.counter(lostDesc, c.from.AuditLost())
+	}
 }
 
 // sink takes the metrics of a scrape.
@@ -97,9 +109,7 @@ func (s sink) blobs(b blobcache.Stats) {
 	s.counter(evictedDesc, b.Evicted)
 	s.counter(evictedBDesc, b.EvictedBytes)
 	s.counter(passedDesc, b.Passed)
-	for name, n := range b.StoreErrors {
-		s.counter(storeDesc, n, "blob", name)
-	}
+	s.storeErrors("blob", b.StoreErrors)
 	s.counter(scrubbedDesc, b.ScrubbedBytes)
 	s.counter(doubtedDesc, b.Doubted)
 	s.counter(fetchedDesc, b.Fetched)
@@ -110,12 +120,20 @@ func (s sink) blobs(b blobcache.Stats) {
 	s.counter(failedDesc, b.ExpireErrors, "blob")
 }
 
+// storeErrors begins with what may go wrong at 0, as Prometheus sees no increase in
+// what was not there before.
+func (s sink) storeErrors(kind string, errs map[string]int64) {
+	all := map[string]int64{"ENOSPC": 0, "EROFS": 0, "EIO": 0}
+	maps.Copy(all, errs)
+	for name, n := range all {
+		s.counter(storeDesc, n, kind, name)
+	}
+}
+
 func (s sink) manifests(m manifestcache.Stats) {
 	s.gauge(entriesDesc, m.Entries, "manifest")
 	s.gauge(bytesDesc, m.Bytes, "manifest")
-	for name, n := range m.StoreErrors {
-		s.counter(storeDesc, n, "manifest", name)
-	}
+	s.storeErrors("manifest", m.StoreErrors)
 	s.gauge(entriesDesc, m.Lists, "list")
 	s.gauge(bytesDesc, m.ListBytes, "list")
 	s.counter(mismatchesDesc, m.Mismatches, "manifest")

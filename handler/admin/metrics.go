@@ -1,7 +1,10 @@
 package admin
 
 import (
+	"maps"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,15 +34,38 @@ type Metrics struct {
 	stored   *prometheus.HistogramVec
 	totals   totals
 	history  *history.History
+
+	mu    sync.Mutex                         // held to replace known
+	known atomic.Pointer[map[labels]*series] // for answers that there have been
+}
+
+// labels are what the metrics of requests differ by. There are few of them.
+type labels struct {
+	kind, outcome string
+	status        int
+}
+
+// series are the metrics of one kind of answers: to find them by their labels takes
+// longer than to count.
+type series struct {
+	requests, sent        prometheus.Counter
+	seconds, begun, sizes prometheus.Observer
 }
 
 // Sources are the parts that are asked for their Stats at each scrape.
 type Sources struct {
-	Blobs     interface{ Stats() blobcache.Stats }
+	Blobs     Blobs
 	Manifests interface{ Stats() manifestcache.Stats }
 	Memory    *memory.Cache // nil: none
 	Upstreams interface{ Stats() upstream.Stats }
 	Limit     interface{ Stats() middleware.LimitStats }
+	AuditLost func() int64 // nil: nothing is recorded
+}
+
+// Blobs is what is asked of the cache of blobs at each scrape.
+type Blobs interface {
+	Stats() blobcache.Stats
+	Disk() (size, free int64, err error)
 }
 
 // NewMetrics makes the metrics, in a registry of their own. Collect must be
@@ -90,6 +116,7 @@ func NewMetrics(version string) *Metrics {
 			Help: "Bytes of bodies sent to clients.",
 		}, []string{"kind", "outcome"}),
 	}
+	m.known.Store(&map[labels]*series{})
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "larder_build_info", Help: "Always 1; the version is a label.", ConstLabels: prometheus.Labels{"version": version},
 	}, func() float64 { return 1 })
@@ -106,15 +133,35 @@ func (m *Metrics) Collect(from Sources) {
 
 // Observe counts one request. It is the middleware's Options.Observe.
 func (m *Metrics) Observe(o middleware.Observation) {
-	m.requests.WithLabelValues(o.Kind, o.Outcome, strconv.Itoa(o.Status)).Inc()
-	m.seconds.WithLabelValues(o.Kind, o.Outcome).Observe(o.Duration.Seconds())
-	m.sent.WithLabelValues(o.Kind, o.Outcome).Add(float64(o.Bytes))
+	s := m.series(labels{o.Kind, o.Outcome, o.Status})
+	s.requests.Inc()
+	s.seconds.Observe(o.Duration.Seconds())
+	s.sent.Add(float64(o.Bytes))
 	if o.Begun > 0 {
-		m.begun.WithLabelValues(o.Kind, o.Outcome).Observe(o.Begun.Seconds())
-		m.sizes.WithLabelValues(o.Kind).Observe(float64(o.Bytes))
+		s.begun.Observe(o.Begun.Seconds())
+		s.sizes.Observe(float64(o.Bytes))
 	}
 	m.totals.add(o)
 	m.history.Add(o)
+}
+
+func (m *Metrics) series(a labels) *series {
+	if s := (*m.known.Load())[a]; s != nil {
+		return s
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := &series{
+		requests: m.requests.WithLabelValues(a.kind, a.outcome, strconv.Itoa(a.status)),
+		sent:     m.sent.WithLabelValues(a.kind, a.outcome),
+		seconds:  m.seconds.WithLabelValues(a.kind, a.outcome),
+		begun:    m.begun.WithLabelValues(a.kind, a.outcome),
+		sizes:    m.sizes.WithLabelValues(a.kind),
+	}
+	known := maps.Clone(*m.known.Load())
+	known[a] = s
+	m.known.Store(&known)
+	return s
 }
 
 // Running counts requests that are being answered. It is the middleware's

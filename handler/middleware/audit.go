@@ -22,7 +22,7 @@ func newAudit(opts Options) (Middleware, error) {
 				next.ServeHTTP(w, r)
 				return
 			}
-			a := &audited{log: opts.Audit, rec: rec, r: r, start: time.Now()}
+			a := &audited{log: opts.Audit, rec: rec, r: r}
 			rec.onStart = a.begin
 			whole := false
 			defer func() { a.end(whole) }()
@@ -40,7 +40,6 @@ type audited struct {
 	log   *zap.Logger
 	rec   *Recorder
 	r     *http.Request
-	start time.Time
 	begun bool
 }
 
@@ -63,7 +62,7 @@ func (a *audited) fields() []zap.Field {
 		zap.String("id", n.ID), zap.String("client", a.r.RemoteAddr), zap.String("user", n.User),
 		zap.String("method", a.r.Method), zap.String("kind", n.Kind),
 		zap.String("host", n.Upstream), zap.String("repository", n.Repository), zap.String("reference", n.Reference), zap.String("digest", a.digest(n)),
-		zap.Int("status", a.rec.Status()), zap.String("outcome", n.Outcome), zap.Duration("seconds", time.Since(a.start)))
+		zap.Int("status", a.rec.Status()), zap.String("outcome", n.Outcome), zap.Duration("seconds", time.Since(n.Came)))
 	if n.Repository == "" {
 		fields = append(fields, zap.String("path", a.r.URL.Path)) // of what is not mirrored
 	}

@@ -1,10 +1,12 @@
 package middleware
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -70,22 +72,29 @@ func validRequestID(id string) bool {
 
 // newLog writes one line for each request: paths, never queries or headers.
 func newLog(opts Options) (Middleware, error) {
+	log := cmp.Or(opts.Access, opts.Logger)
+	// Fields take more memory than all else of a small answer.
+	pool := sync.Pool{New: func() any { return new([]zap.Field) }}
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			start := time.Now()
 			defer func() {
-				if ce := opts.Logger.Check(zapcore.InfoLevel, "request"); ce != nil {
-					ce.Write(accessFields(w, r, time.Since(start))...)
+				ce := log.Check(zapcore.InfoLevel, "request")
+				if ce == nil {
+					return
 				}
+				fields := pool.Get().(*[]zap.Field)
+				*fields = accessFields((*fields)[:0], w, r, time.Since(NoteOf(r.Context()).Came))
+				ce.Write(*fields...)
+				clear(*fields)
+				pool.Put(fields)
 			}()
 			next.ServeHTTP(w, r)
 		})
 	}, nil
 }
 
-func accessFields(w http.ResponseWriter, r *http.Request, took time.Duration) []zap.Field {
+func accessFields(fields []zap.Field, w http.ResponseWriter, r *http.Request, took time.Duration) []zap.Field {
 	n := NoteOf(r.Context())
-	fields := make([]zap.Field, 0, 16)
 	fields = append(fields,
 		zap.String("id", n.ID), zap.String("client", r.RemoteAddr), zap.String("method", r.Method),
 		zap.String("path", r.URL.Path), zap.Duration("took", took))
@@ -120,15 +129,16 @@ func newMetrics(opts Options) (Middleware, error) {
 			return next
 		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			start, kind := time.Now(), NoteOf(r.Context()).Kind
+			note := NoteOf(r.Context())
+			kind := note.Kind // of which auth may make another
 			opts.Running(kind, 1)
 			defer func() {
 				opts.Running(kind, -1)
-				o := Observation{Note: *NoteOf(r.Context()), Method: r.Method, Duration: time.Since(start)}
+				o := Observation{Note: *note, Method: r.Method, Duration: time.Since(note.Came)}
 				if rec, ok := w.(*Recorder); ok {
 					o.Status, o.Bytes = rec.Status(), rec.bytes
 					if !rec.first.IsZero() {
-						o.Begun = rec.first.Sub(start)
+						o.Begun = rec.first.Sub(note.Came)
 					}
 				}
 				opts.Observe(o)

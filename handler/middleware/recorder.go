@@ -1,8 +1,12 @@
 package middleware
 
 import (
+	"bytes"
+	"context"
 	"io"
+	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"time"
 )
@@ -28,7 +32,7 @@ const StatusLeft = 499
 type Recorder struct {
 	http.ResponseWriter
 	method  string
-	control *http.ResponseController
+	conn    conn   // nil: the connection has no deadlines of its own
 	onStart func() // called before the first of an answer is sent; nil: nobody cares
 	status  int    // 0: no header yet
 	bytes   int64
@@ -40,8 +44,25 @@ type selfSender interface {
 	SendTo(w io.Writer, n int64) (int64, error)
 }
 
+// conn is a connection that drops clients that stall, and can put off a small write
+// until the next one.
+type conn interface{ Cork() }
+
+type connKey struct{}
+
+// ConnContext is an http.Server's. A connection with a method Cork has deadlines of
+// its own.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	if c, ok := c.(conn); ok {
+		return context.WithValue(ctx, connKey{}, c)
+	}
+	return ctx
+}
+
 func newRecorder(w http.ResponseWriter, r *http.Request) *Recorder {
-	return &Recorder{ResponseWriter: w, method: r.Method, control: http.NewResponseController(w)}
+	rec := &Recorder{ResponseWriter: w, method: r.Method}
+	rec.conn, _ = r.Context().Value(connKey{}).(conn)
+	return rec
 }
 
 // refuseBody sees to it that a request with a body, which no request for a cache
@@ -51,7 +72,7 @@ func (rec *Recorder) refuseBody(r *http.Request) {
 		return
 	}
 	rec.Header().Set("Connection", "close")
-	_ = rec.control.SetReadDeadline(time.Now().Add(unread)) // without deadlines, so be it
+	_ = http.NewResponseController(rec.ResponseWriter).SetReadDeadline(time.Now().Add(unread)) // without deadlines, so be it
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -86,6 +107,9 @@ func (rec *Recorder) ReadFrom(src io.Reader) (sent int64, err error) {
 	}
 	for limited.N > 0 && err == nil {
 		rec.begin()
+		if rec.bytes == 0 && rec.conn != nil && atHand(limited.R) {
+			rec.conn.Cork()
+		}
 		n := min(limited.N, piece)
 		var m int64
 		if s, ok := limited.R.(selfSender); ok {
@@ -103,17 +127,30 @@ func (rec *Recorder) ReadFrom(src io.Reader) (sent int64, err error) {
 	return sent, err
 }
 
+// atHand reports whether content need not be waited for.
+func atHand(r io.Reader) bool {
+	switch r := r.(type) {
+	case *os.File, *bytes.Reader:
+		return true
+	case interface{ AtHand() bool }:
+		return r.AtHand()
+	default:
+		return false
+	}
+}
+
 // Unwrap is for http.ResponseController.
 func (rec *Recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
 
 // begin is called before bytes are sent. The deadline that it sets ends with
 // the request: net/http sees to that.
 func (rec *Recorder) begin() {
-	now := time.Now()
 	if rec.status < 200 {
 		rec.start(http.StatusOK)
 	}
-	_ = rec.control.SetWriteDeadline(now.Add(stalled)) // net/http's can
+	if rec.conn == nil {
+		_ = http.NewResponseController(rec.ResponseWriter).SetWriteDeadline(time.Now().Add(stalled)) // net/http's can
+	}
 }
 
 // Status is the answer's status; StatusLeft if there was none.

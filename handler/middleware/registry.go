@@ -27,6 +27,7 @@ type InitFunc func(Options) (Middleware, error)
 // Options is what middlewares may need.
 type Options struct {
 	Logger  *zap.Logger       // nil: none
+	Access  *zap.Logger       // where log's lines go; nil: to Logger
 	Audit   *zap.Logger       // where audit's records go; nil: nowhere
 	Observe func(Observation) // nil: nobody counts
 
@@ -188,7 +189,7 @@ func (r *Registry) Chain(h http.Handler, opts Options, names ...string) (http.Ha
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		rec := newRecorder(w, req)
 		rec.refuseBody(req)
-		var ctx context.Context = &noted{Context: req.Context()}
+		var ctx context.Context = &noted{Context: req.Context(), note: Note{Came: time.Now()}}
 		if opts.Identify != nil {
 			ctx = opts.Identify(ctx, req)
 		}
@@ -201,6 +202,8 @@ func (r *Registry) Chain(h http.Handler, opts Options, names ...string) (http.Ha
 
 // Note is what the handler and the middlewares tell each other about a request.
 type Note struct {
+	Came time.Time // when the request did
+
 	ID   string // of the request
 	User string // who asked, if clients have names; known behind auth
 

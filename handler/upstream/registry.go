@@ -29,7 +29,6 @@ var (
 	// distribution spec gives (Pulling manifests, <name>).
 	ErrName = errors.New("invalid repository name")
 
-	namePattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 	hostPattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]{1,5})?$|^\[[0-9a-fA-F:]+\](:[0-9]{1,5})?$`)
 )
 
@@ -152,7 +151,7 @@ func resolve(list []Registry, ns, name string) (Registry, string, error) {
 	if registry.Host == dockerHub && !strings.Contains(name, "/") {
 		name = dockerHubLibrary + name
 	}
-	if len(name) > maxName || !namePattern.MatchString(name) {
+	if len(name) > maxName || !validName(name) {
 		return Registry{}, "", ErrName
 	}
 	return registry, name, nil

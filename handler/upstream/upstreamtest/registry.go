@@ -95,7 +95,7 @@ func (r *Registry) listen() (net.Listener, error) {
 		r.pipe = newPipeListener()
 		return r.pipe, nil
 	}
-	l, err := net.Listen("tcp", cmp.Or(r.host, "127.0.0.1:0"))
+	l, err := net.Listen("tcp", cmp.Or(r.host, FreeAddr(r.tb)))
 	if err != nil {
 		return nil, err
 	}

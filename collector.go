@@ -1,0 +1,41 @@
+package main
+
+import (
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+)
+
+const (
+	// gcPercent is GOGC where much is alive: most of that is what larder keeps
+	// (LARDER_MEMORY, the indexes), and what is sent is not on the heap.
+	gcPercent = 50
+
+	// gcRoom is how much garbage there may be, in bytes, where little is alive. With
+	// gcPercent alone, a busy larder with a few MiB alive would collect a hundred
+	// times a second.
+	gcRoom = 24 << 20
+)
+
+// tuneCollector has the garbage collector come when gcPercent of what is alive is
+// garbage, or gcRoom, whichever is more. It does nothing if GOGC is set.
+func tuneCollector() {
+	if os.Getenv("GOGC") == "" {
+		collected(nil)
+	}
+}
+
+// collected is called at each end of a collection, by way of an object that nobody
+// has any use for.
+func collected(*[16]byte) {
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	debug.SetGCPercent(gcPercentFor(live[0].Value.Uint64()))
+	runtime.SetFinalizer(new([16]byte), collected)
+}
+
+// gcPercentFor is GOGC with so many bytes alive.
+func gcPercentFor(live uint64) int {
+	return int(max(gcPercent, gcRoom*100/max(live, 1<<20)))
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// stalled is how long a client may take for what is sent under one deadline, as
+	// in middleware.Recorder, whose pieces these are. It may be a 24th less, for a
+	// deadline is not set anew for each answer.
+	stalled = 2 * time.Minute
+
+	// firstWrite is what net/http's own buffer holds, which is all that it writes
+	// of an answer before the content of a file, or with the end of a small one.
+	firstWrite = 4 << 10
+)
+
+// listener wraps what is accepted in a conn.
+type listener struct{ *net.TCPListener }
+
+// Accept implements net.Listener.
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{TCPConn: c, patience: stalled}, nil
+}
+
+// conn is a client's connection as net/http has it. It drops clients that stall, and
+// makes fewer system calls of a small answer: the header and what follows it leave
+// together (see Cork), and a deadline for reading is set when somebody waits. net/http
+// sets five for each request, nearly all of which are lifted before anybody could.
+type conn struct {
+	*net.TCPConn
+	patience time.Duration // with clients that stall
+
+	// Of the one goroutine that answers.
+	corked  bool
+	held    *heldBack // written, and not yet sent; nil: nothing is
+	writeBy time.Time // the deadline that is set
+
+	mu      sync.Mutex // guards what follows
+	reading bool
+	readBy  time.Time // the deadline that is wanted
+	readSet time.Time // the one that is set
+}
+
+// heldBack is what a connection holds back, with room for the rest of a small
+// answer.
+type heldBack struct {
+	buf [2 * firstWrite]byte
+	n   int
+}
+
+var heldBacks = sync.Pool{New: func() any { return new(heldBack) }}
+
+// Cork holds the next write back, if it is a small one, until the one after it or
+// the end of the answer. It is for who has all of the answer at hand.
+func (c *conn) Cork() { c.corked = true }
+
+// Write implements net.Conn.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.corked && c.held == nil && len(p) <= firstWrite {
+		c.held = heldBacks.Get().(*heldBack)
+		c.held.n = copy(c.held.buf[:], p)
+		c.corked = false
+		return len(p), nil
+	}
+	if err := c.push(); err != nil {
+		return 0, err
+	}
+	h := c.held
+	switch {
+	case h == nil:
+		return c.TCPConn.Write(p)
+	case len(p) <= len(h.buf)-h.n:
+		h.n += copy(h.buf[h.n:], p)
+		return len(p), c.uncork()
+	default:
+		defer c.release()
+		both := net.Buffers{h.buf[:h.n], p}
+		n, err := both.WriteTo(c.TCPConn)
+		return int(max(n-int64(h.n), 0)), err
+	}
+}
+
+// ReadFrom implements io.ReaderFrom: what comes from a file is sent by the kernel.
+// That is no more than a piece at a time (see middleware.Recorder).
+func (c *conn) ReadFrom(src io.Reader) (int64, error) {
+	if err := c.push(); err != nil {
+		return 0, err
+	}
+	if c.held != nil {
+		err := c.sendMore(c.held.buf[:c.held.n])
+		c.release()
+		if err != nil {
+			return 0, err
+		}
+	}
+	return c.TCPConn.ReadFrom(src)
+}
+
+// sendMore sends p together with what follows it, or soon (tcp(7), MSG_MORE).
+func (c *conn) sendMore(p []byte) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var sendErr error
+	err = raw.Write(func(fd uintptr) bool {
+		n, sendErr = unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+		return !errors.Is(sendErr, unix.EAGAIN)
+	})
+	if err = errors.Join(err, sendErr); err == nil && n < len(p) {
+		_, err = c.TCPConn.Write(p[n:])
+	}
+	return err
+}
+
+// uncork sends what was held back.
+func (c *conn) uncork() error {
+	c.corked = false
+	if c.held == nil {
+		return nil
+	}
+	defer c.release()
+	_, err := c.TCPConn.Write(c.held.buf[:c.held.n])
+	return err
+}
+
+func (c *conn) release() {
+	heldBacks.Put(c.held)
+	c.held = nil
+}
+
+// push pushes the deadline for writing forward.
+func (c *conn) push() error {
+	now := time.Now()
+	if c.writeBy.Sub(now) > c.patience-c.patience/24 {
+		return nil
+	}
+	c.writeBy = now.Add(c.patience)
+	return c.TCPConn.SetWriteDeadline(c.writeBy)
+}
+
+// SetWriteDeadline implements net.Conn. The deadlines are the connection's own;
+// that net/http lifts them says that an answer has come to its end.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	if t.IsZero() {
+		return c.uncork()
+	}
+	c.writeBy = t
+	return c.TCPConn.SetWriteDeadline(t)
+}
+
+// Read implements net.Conn. It may wake up before its deadline, and goes on.
+func (c *conn) Read(p []byte) (int, error) {
+	for {
+		c.mu.Lock()
+		c.reading = true
+		err := c.setReadBy()
+		c.mu.Unlock()
+		if err != nil {
+			return 0, err
+		}
+		n, err := c.TCPConn.Read(p)
+		c.mu.Lock()
+		c.reading = false
+		early := errors.Is(err, os.ErrDeadlineExceeded) && (c.readBy.IsZero() || c.readBy.After(time.Now()))
+		c.mu.Unlock()
+		if !early {
+			return n, err
+		}
+	}
+}
+
+// SetReadDeadline implements net.Conn. Nobody waits for it who does not read.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.readBy = t
+	if !c.reading {
+		return nil
+	}
+	return c.setReadBy()
+}
+
+// setReadBy sets the deadline for reading, unless one is set that comes earlier:
+// Read looks then. Needs mu.
+func (c *conn) setReadBy() error {
+	if c.readSet.Equal(c.readBy) || c.readSet.After(time.Now()) && (c.readBy.IsZero() || !c.readBy.Before(c.readSet)) {
+		return nil
+	}
+	c.readSet = c.readBy
+	return c.TCPConn.SetReadDeadline(c.readBy)
+}
+
+// SetDeadline implements net.Conn.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
