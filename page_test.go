@@ -244,7 +244,7 @@ func TestPagesDoNotHoldUpTheEnd(t *testing.T) {
 // tag names which no registry has, and a registry that makes up a platform.
 func TestHostileNamesInABrowser(t *testing.T) {
 	t.Parallel()
-	const mark = `"><img src='data:image/png,x' onerror='window.ran = 1'><script>window.ran = 1</script>`
+	const mark = `"><img src=x onerror='window.ran = 1'><script>window.ran = 1</script>` // without the colon before a tag
 	b := newBrowser(t)
 	c := stored(t, nil, small)
 	index, err := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{"org.opencontainers.image.title": mark}, Manifests: []ocispec.Descriptor{
@@ -276,12 +276,12 @@ func TestHostileNamesInABrowser(t *testing.T) {
 
 	c.restart(t)
 	b.open(t, "http://"+c.admin+"/images?q="+url.QueryEscape(mark)+"&sort=name")
-	b.until(t, fmt.Sprintf(`document.querySelector("table.images th[scope=row]").innerText.includes(%q)`, mark))
+	b.until(t, fmt.Sprintf(`document.querySelector("table.images th[scope=row]")?.innerText.includes(%q) ?? false`, mark))
 	if got := eval[string](t, b, `document.querySelector(".tag strong").innerText`); got != mark {
 		t.Errorf("the tag is %q", got)
 	}
 	b.open(t, "http://"+c.admin+"/images?q=multi")
-	b.until(t, fmt.Sprintf(`document.querySelector("table.images").innerText.includes(%q)`, mark))
+	b.until(t, fmt.Sprintf(`document.querySelector("table.images")?.innerText.includes(%q) ?? false`, mark))
 	b.open(t, "http://"+c.admin+"/")
 	b.until(t, `document.getElementById("live").textContent === "Live."`)
 	if eval[bool](t, b, `window.ran === 1`) {
