@@ -124,7 +124,10 @@ func (h *Handler) Identify(ctx context.Context, r *http.Request) context.Context
 }
 
 func (h *Handler) identify(ctx context.Context, r *http.Request) *target {
-	t := &target{Context: ctx, note: middleware.NoteOf(ctx), began: time.Now()}
+	t := &target{Context: ctx, note: middleware.NoteOf(ctx)}
+	if t.began = t.note.Came; t.began.IsZero() { // nobody has noted it
+		t.began = time.Now()
+	}
 	t.err = h.route(t, r)
 	t.note.Kind = t.kind
 	if t.repo != nil {
