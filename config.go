@@ -74,8 +74,9 @@ type config struct {
 	AnonymousPull bool     `env:"LARDER_ANONYMOUS_PULL" envDefault:"false"`
 	Access        string   `env:"LARDER_ACCESS"`
 
-	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
-	AdminLogin    string `env:"LARDER_ADMIN_LOGIN" secret:"yes"`
+	AdminHtpasswd string   `env:"LARDER_ADMIN_HTPASSWD"`
+	AdminLogin    string   `env:"LARDER_ADMIN_LOGIN" secret:"yes"`
+	AdminHosts    []string `env:"LARDER_ADMIN_HOSTS"`
 
 	// Outermost first. Log, audit and metrics are outside of recover, to see the 500
 	// that becomes of a panic. Limit is inside of all that refuse, or who is refused would
@@ -97,6 +98,7 @@ type config struct {
 	pins        handler.ImageGlobs  // of Pin
 	middlewares []string            // of Middleware
 	settings    map[string]string   // of middlewares: variables of their own
+	given       map[string]string   // the variables that are set, as they are
 	unknown     []unknownVariable
 }
 
@@ -168,6 +170,8 @@ func readConfig(environ []string) (*config, error) {
 		return nil, &configError{problems}
 	}
 	cfg.unknown = unknownVariables(vars)
+	maps.DeleteFunc(vars, func(_, value string) bool { return value == "" })
+	cfg.given = vars
 	return cfg, nil
 }
 
@@ -272,6 +276,12 @@ func (c *config) check() (problems []error) {
 	}
 	if err := c.checkReference(); err != nil {
 		bad("LARDER_DOCTOR_REFERENCE: %w", err)
+	}
+	for _, name := range c.AdminHosts {
+		if !hostName.MatchString(name) {
+			bad("LARDER_ADMIN_HOSTS: not a comma list of names like larder.example, without ports")
+			break
+		}
 	}
 	if c.LogLevel > zapcore.ErrorLevel {
 		bad("LARDER_LOG_LEVEL: not %s", form(reflect.TypeFor[zapcore.Level]()))

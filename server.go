@@ -56,6 +56,7 @@ type program struct {
 	memory     *memory.Cache           // of both
 	sockets    map[string]net.Listener // handed down, by the variable they stand in for
 	servers    []*server
+	admin      *admin.Handler // nil: off
 	stopping   atomic.Bool
 	background sync.WaitGroup
 }
@@ -253,6 +254,9 @@ func (p *program) serve(ctx context.Context) error {
 	}
 	if p.warmList != nil {
 		p.background.Go(func() { p.warmer.Follow(ctx, p.warmList) })
+	}
+	if p.admin != nil {
+		p.background.Go(func() { p.admin.Run(ctx) })
 	}
 	adminAddr := "" // off
 	if len(p.servers) > 1 {

@@ -153,7 +153,8 @@ func TestHelpIsAsWideAsTheTerminal(t *testing.T) {
 	}
 	eventually(t, "the end of it", func() bool { return strings.Contains(output.String(), "LARDER_SHUTDOWN_GRACE") })
 	longest := 0
-	for line := range strings.Lines(output.String()) {
+	_, variables, _ := strings.Cut(output.String(), "explain the commands and the variables")
+	for line := range strings.Lines(variables) {
 		if line = strings.TrimRight(line, "\r\n"); strings.HasPrefix(line, "    ") && strings.Contains(line[6:], " ") {
 			longest = max(longest, len([]rune(line)))
 		}

@@ -280,6 +280,7 @@ func (c *Cache) evictOne(q *ttl.Queue[*entry]) (freed int64, ok bool) {
 	}
 	c.count.evicted.Add(1)
 	c.count.evictedBytes.Add(e.size)
+	c.noteGone(d, e, Evicted)
 	c.log.Debug("evicted", zap.Stringer("digest", d), zap.Int64("size", e.size), zap.Time("used", e.used.Time()))
 	return e.size, true
 }

@@ -149,6 +149,7 @@ type Cache struct {
 	stuck     map[digest.Digest]bool // its file is wrong and can't be removed
 	storeErr  error                  // what is wrong with the disk, nil since something was stored
 	storeErrs map[string]int64       // all that ever was, by kind
+	gone      []Gone                 // what went last, the newest first
 	budget
 }
 
@@ -165,6 +166,7 @@ type Stats struct {
 	Damaged                      int64 // files thrown away, as they were not what was stored
 	Expired, ExpireErrors, Scans int64
 	MaxBytes                     int64            // what may be kept; 0: no limit
+	MinFree                      int64            // of the file system's bytes, left to others
 	Reserved                     int64            // bytes that the running fills have, or have room for
 	Evicted, EvictedBytes        int64            // before the end of their life
 	Scrubbed, ScrubbedBytes      int64            // read again to see whether they are right
@@ -367,7 +369,7 @@ func (c *Cache) Stats() Stats {
 	s.Entries, s.Bytes = c.blobs.n, c.blobs.bytes
 	s.Partials, s.PartialBytes = c.partials.n, c.partials.bytes
 	s.Held, s.HeldBytes = c.held.n, c.held.bytes
-	s.MaxBytes, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
+	s.MaxBytes, s.MinFree, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.minFree, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
 	return s
 }
 

@@ -42,6 +42,7 @@ var (
 type fill struct {
 	cache  *Cache
 	digest digest.Digest
+	made   time.Time
 	source Source
 	ctx    context.Context // of the fill; no reader's
 	cancel context.CancelCauseFunc
@@ -126,6 +127,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	f := &fill{
 		cache:    c,
 		digest:   d,
+		made:     time.Now(),
 		source:   src,
 		gone:     make(chan struct{}),
 		readers:  1,

@@ -261,6 +261,7 @@ func (c *Cache) expire(e *entry) (next time.Time, keep bool) {
 		return next, true
 	}
 	c.count.expired.Add(1)
+	c.noteGone(d, e, Expired)
 	return next, false
 }
 

@@ -101,6 +101,7 @@ func (c *Cache) Remove(d digest.Digest) (freed int64, err error) {
 		c.complain("blob not removed, as an operator wants", err)
 		return 0, err
 	}
+	c.noteGone(d, e, Removed)
 	c.log.Debug("removed", zap.Stringer("digest", d), zap.Int64("size", e.size))
 	return e.size, nil
 }

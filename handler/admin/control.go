@@ -48,8 +48,8 @@ type Control struct {
 	Logger *zap.Logger
 }
 
-// register adds what Control answers. Pages, in the browser of somebody who can
-// reach this listener, must not have anything removed.
+// register adds what Control answers. It is not for pages, be they larder's own:
+// nothing is removed for them here.
 func (c *Control) register(mux *http.ServeMux) {
 	for path, m := range map[string]methods{
 		"/cache":                {http.MethodGet: c.list},
@@ -66,13 +66,6 @@ func (c *Control) register(mux *http.ServeMux) {
 	for pattern, h := range c.Others {
 		mux.Handle(pattern, h)
 	}
-}
-
-// fromPage reports whether a page in a browser sends r. There are none here, so it
-// is another's, also if it says that its origin is this one: whoever has a domain
-// can let it lead here.
-func fromPage(r *http.Request) bool {
-	return r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != ""
 }
 
 // reply is an answer that is not an error: a status, 200 if it is 0, and what

@@ -12,6 +12,7 @@ import (
 
 	"larder/blobcache"
 	"larder/blobcache/memory"
+	"larder/handler/admin/history"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
 	"larder/handler/warm"
@@ -33,6 +34,7 @@ type Metrics struct {
 	failed   *prometheus.CounterVec
 	stored   *prometheus.HistogramVec
 	totals   totals
+	history  *history.History
 
 	mu    sync.Mutex                         // held to replace known
 	known atomic.Pointer[map[labels]*series] // for answers that there have been
@@ -77,6 +79,7 @@ type Blobs interface {
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
+		history:  history.New(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
 			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW, LARDER_DENY or LARDER_ACCESS; empty for other errors) and HTTP status (499: the client left).",
@@ -145,6 +148,7 @@ func (m *Metrics) Observe(o middleware.Observation) {
 		s.sizes.Observe(float64(o.Bytes))
 	}
 	m.totals.add(o)
+	m.history.Add(o)
 }
 
 func (m *Metrics) series(a labels) *series {

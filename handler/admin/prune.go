@@ -32,7 +32,7 @@ func (c *Control) prune(r *http.Request) (*reply, error) {
 	plan := c.Manifests.PlanPrune(p.repository, p.before, p.pinned)
 	orphans := c.orphans(p)
 	if !p.dryRun {
-		return c.carryOut(r, plan, orphans, p.leaves), nil
+		return c.carryOut(r, "", plan, orphans, p.leaves), nil
 	}
 	a := answerTo(plan)
 	a.DryRun = true

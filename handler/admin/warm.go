@@ -18,10 +18,10 @@ const (
 	// maxOrder bounds what is read of an order.
 	maxOrder = 1 << 20
 
-	// pace is how often progress is told, at most, and patience how long who is
+	// tellEvery is how often progress is told, at most, and patience how long who is
 	// told may take to read it.
-	pace     = 100 * time.Millisecond
-	patience = 30 * time.Second
+	tellEvery = 100 * time.Millisecond
+	patience  = 30 * time.Second
 
 	eventStream = "text/event-stream"
 	jsonLines   = "application/x-ndjson"
@@ -170,7 +170,7 @@ func watch(w http.ResponseWriter, r *http.Request, job *warm.Job, kind string) {
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	rest := time.NewTicker(pace)
+	rest := time.NewTicker(tellEvery)
 	defer rest.Stop()
 	rc := http.NewResponseController(w)
 	defer func() { _ = rc.SetWriteDeadline(time.Time{}) }() // the connection may be used again
