@@ -16,6 +16,10 @@ const (
 	// gcPercent alone, a busy larder with a few MiB alive would collect a hundred
 	// times a second.
 	gcRoom = 24 << 20
+
+	// heapMinimum is what the collector takes for alive at least, as with GOGC=100 it
+	// first comes when there are 4 MiB.
+	heapMinimum = 4 << 20
 )
 
 // tuneCollector has the garbage collector come when gcPercent of what is alive is
@@ -37,5 +41,5 @@ func collected(*[16]byte) {
 
 // gcPercentFor is GOGC with so many bytes alive.
 func gcPercentFor(live uint64) int {
-	return int(max(gcPercent, gcRoom*100/max(live, 1<<20)))
+	return int(max(gcPercent, gcRoom*100/max(live, heapMinimum)))
 }

@@ -27,7 +27,11 @@ func (p *program) listenAdmin(metrics *admin.Metrics) error {
 	if err != nil {
 		return err
 	}
-	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, p.control(), protect), nil); err != nil {
+	p.admin = admin.New(admin.Config{
+		Metrics: metrics, Control: p.control(), Ready: p.ready, Protect: protect, Hosts: p.cfg.adminHosts(),
+		Version: version(), Chain: p.cfg.middlewares, Settings: p.cfg.shown(),
+	})
+	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, p.admin, nil); err != nil {
 		return err
 	}
 	addr := p.servers[len(p.servers)-1].listener.Addr()

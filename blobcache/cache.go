@@ -7,7 +7,6 @@
 package blobcache
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +74,8 @@ func (o Outcome) String() string {
 type Source struct {
 	Fetch Fetch
 	Owner string // for the quotas; "" is nobody
+
+	background bool // nobody reads what is fetched; see Fill
 }
 
 // Blob is a blob open for reading, complete or still arriving.
@@ -107,6 +108,9 @@ type Config struct {
 
 	Observe func(op string, took time.Duration) // write, commit; nil: nobody counts
 
+	// Pins says that Hold will be called. Nothing is removed before.
+	Pins bool
+
 	// Connections is how many may fetch one large blob at once. With 0 or 1, a
 	// whole blob is asked for in one.
 	Connections int
@@ -132,6 +136,7 @@ type Cache struct {
 	writeAt func(f *os.File, p []byte, offset int64) (int, error) // File.WriteAt, but in tests
 
 	scanned chan struct{} // closed when Run knows what is on disk
+	pinned  chan struct{} // closed when it is known which blobs stay
 	arrived atomic.Int64  // what the running fills have written of what they have reserved
 
 	// mu guards the maps, what the entries hold, and the fields of a fill that
@@ -145,6 +150,7 @@ type Cache struct {
 	storeErr  error                  // what is wrong with the disk, nil since something was stored
 	storeErrs map[string]int64       // all that ever was, by kind
 	idle      idleFiles
+	gone      []Gone // what went last, the newest first
 	budget
 }
 
@@ -161,10 +167,12 @@ type Stats struct {
 	Damaged                      int64 // files thrown away, as they were not what was stored
 	Expired, ExpireErrors, Scans int64
 	MaxBytes                     int64            // what may be kept; 0: no limit
+	MinFree                      int64            // of the file system's bytes, left to others
 	Reserved                     int64            // bytes that the running fills have, or have room for
 	Evicted, EvictedBytes        int64            // before the end of their life
 	Scrubbed, ScrubbedBytes      int64            // read again to see whether they are right
 	Doubted                      int64            // by Doubt
+	Held, HeldBytes              int64            // of Entries and Partials: not removed, whatever happens
 	StoreErrors                  map[string]int64 // of the disk, by durable.Kind
 	StoreError                   error            // the last, if nothing was stored since
 }
@@ -205,6 +213,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		seed:      maphash.MakeSeed(),
 		writeAt:   (*os.File).WriteAt,
 		scanned:   make(chan struct{}),
+		pinned:    make(chan struct{}),
 		fills:     make(map[digest.Digest]*fill),
 		streams:   make(map[digest.Digest][]*stream),
 		lied:      make(map[digest.Digest]bool),
@@ -214,6 +223,9 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		budget:    newBudget(cfg, total),
 	}
 	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
+	if !cfg.Pins {
+		close(c.pinned)
+	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.sweep()
 	return c, nil
@@ -302,7 +314,7 @@ func (c *Cache) Open(d digest.Digest) (*Blob, error) {
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
 	began := time.Now()
-	leave := sync.OnceFunc(func() { c.leave(f) })
+	leave := sync.OnceFunc(func() { c.leave(f, c.cfg.Linger) })
 	content, size, err := f.open(ctx, w)
 	if unkept(err) {
 		p := newPass(c, f.digest, w, src)
@@ -323,7 +335,7 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 	if content == nil {
 		leave()
 		c.count.outcomes[outcome].Add(1)
-		return &Blob{Content: &inMemoryContent{bytes.NewReader(f.held)}, Size: size, Outcome: outcome}, nil
+		return &Blob{Content: memory.NewReader(f.small()), Size: size, Outcome: outcome, Waited: time.Since(began)}, nil
 	}
 	if content.stored {
 		outcome = Hit
@@ -363,7 +375,8 @@ func (c *Cache) Stats() Stats {
 	s.Fills = int64(len(c.fills))
 	s.Entries, s.Bytes = c.blobs.n, c.blobs.bytes
 	s.Partials, s.PartialBytes = c.partials.n, c.partials.bytes
-	s.MaxBytes, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
+	s.Held, s.HeldBytes = c.held.n, c.held.bytes
+	s.MaxBytes, s.MinFree, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.minFree, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
 	return s
 }
 

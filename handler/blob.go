@@ -112,6 +112,34 @@ func sendBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository,
 // getBlob opens the blob for who wants length bytes (-1: all) from offset, and
 // makes sure that it is the repository's.
 func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d digest.Digest, offset, length int64) (*blobcache.Blob, error) {
+	src := h.source(repo, d)
+	for {
+		blob, err := h.blobs.GetRange(ctx, d, offset, length, src)
+		if ofOthers(err, repo) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		asked, err := h.entitled(ctx, repo, d, h.manifests.Refers(repo.String(), d))
+		if err != nil {
+			blob.Content.Close()
+			return nil, err
+		}
+		blob.Waited += asked
+		return blob, nil
+	}
+}
+
+// ofOthers reports whether what was joined is a fill for another repository: what
+// upstream says about that one means nothing here.
+func ofOthers(err error, repo *upstream.Repository) bool {
+	e, ok := errors.AsType[*upstream.Error](err)
+	return ok && e.Repository != repo.String()
+}
+
+// source is where a blob of the repository comes from.
+func (h *Handler) source(repo *upstream.Repository, d digest.Digest) blobcache.Source {
 	fetch := func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
 		body, size, err := repo.OpenBlob(ctx, d, offset, length)
 		h.learn(repo, d, err)
@@ -127,24 +155,7 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 		}
 		return &upstreamBody{body, repo.String()}, size, nil
 	}
-	for {
-		blob, err := h.blobs.GetRange(ctx, d, offset, length, blobcache.Source{Fetch: fetch, Owner: repo.String()})
-		if e, ok := errors.AsType[*upstream.Error](err); ok && e.Repository != repo.String() {
-			// What was joined is a fill for another repository, and what
-			// upstream says about that one means nothing here.
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		asked, err := h.entitled(ctx, repo, d, h.manifests.Refers(repo.String(), d))
-		if err != nil {
-			blob.Content.Close()
-			return nil, err
-		}
-		blob.Waited += asked
-		return blob, nil
-	}
+	return blobcache.Source{Fetch: fetch, Owner: repo.String()}
 }
 
 // upstreamBody makes what breaks it an error of upstream's, for which a client

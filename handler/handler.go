@@ -30,6 +30,10 @@ type Config struct {
 	// Catalog lets clients list the repositories that are cached and that a user,
 	// "" for one without a name, may pull. nil: nobody can.
 	Catalog func(user, repository string) bool
+
+	// Prefetch is how long the blobs of an image are fetched before clients ask for
+	// them, when they have asked for its manifest. 0: they are not.
+	Prefetch time.Duration
 }
 
 // Handler is the registry.
@@ -38,14 +42,18 @@ type Handler struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	answers   *answers
+	renewals  *renewals
 	catalog   func(user, repository string) bool
+
+	prefetcher *prefetcher // nil: off
 }
 
-// New makes the handler. It expects GET and HEAD only (see the readonly
-// middleware).
+// New makes the handler, to be closed. It expects GET and HEAD only (see the
+// readonly middleware).
 func New(cfg Config) *Handler {
 	return &Handler{
-		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(),
+		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(), renewals: newRenewals(),
+		prefetcher: newPrefetcher(cfg.Prefetch),
 	}
 }
 

@@ -136,7 +136,13 @@ type Config struct {
 	// Spare says why an upstream, named by a repository of its, should not be
 	// asked now what a tag points at if that is known; its error need not be one
 	// that StaleIf tells. nil, or a nil error: ask.
-	Spare   func(repository string) error
+	Spare func(repository string) error
+	// Pinned tells tags and digests of a repository that are pinned; see Pin. nil:
+	// none are.
+	Pinned func(repository, reference string) bool
+	// Hold is told which blobs pinned images have: at once if there are no pins, or
+	// else when Run knows what is on disk, and whenever that changes. nil: nobody is.
+	Hold    func(blobs map[digest.Digest]bool)
 	Memory  *memory.Cache                       // for what is read most; nil: none
 	Observe func(op string, took time.Duration) // commit; nil: nobody counts
 	Logger  *zap.Logger                         // nil: none
@@ -161,10 +167,12 @@ type Cache struct {
 	whole   chan struct{} // has room for who reads a large manifest into memory, to check it
 	scanned chan struct{} // closed when Run knows what is on disk, or scanErr says that it never will
 	scanErr error
-	unread  atomic.Bool // some could not be read then
+	unread  atomic.Bool   // some could not be read then
+	repins  chan struct{} // has something when it may have changed what pins hold
 
 	mu sync.Mutex // guards what follows
 	index
+	pins      pins
 	storeErrs map[string]int64 // all that was ever wrong with the disk, by kind
 }
 
@@ -188,9 +196,13 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), repins: make(chan struct{}, 1), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
+	}
+	c.readPins()
+	if c.cfg.Hold != nil && !c.anyPins() {
+		c.cfg.Hold(nil)
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c, nil

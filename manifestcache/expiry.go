@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -40,6 +41,13 @@ func (c *Cache) Run(ctx context.Context) error {
 	for _, hash := range hashes {
 		c.unlist(hash)
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // it is not known what pins hold
+	}
+	c.workOutPins()
+	var pinning sync.WaitGroup
+	pinning.Go(func() { c.keepPins(ctx) })
+	defer pinning.Wait()
 	return c.due.Run(ctx, c.expire)
 }
 
@@ -53,6 +61,9 @@ func (c *Cache) expire(name string) (next time.Time, keep bool) {
 	e := c.manifests[d]
 	if e != nil {
 		end = e.used.Add(c.cfg.TTL)
+	}
+	if c.pins.held[d] {
+		end = time.Now().Add(c.cfg.TTL) // or when it is released
 	}
 	c.mu.Unlock()
 	if time.Now().Before(end) {
@@ -173,6 +184,8 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 			return false
 		}
 		c.foundTag(name)
+	case pinDir:
+		return true // read already
 	case listDir:
 		if !isListName(name) {
 			return false

@@ -222,6 +222,7 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	if v == nil {
 		v = new(validation)
 		repo.rights[m.Digest] = v
+		c.pinMoved(repository, string(m.Digest))
 	}
 	write := now.Sub(v.touched.Time()).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
 	if write {
@@ -338,6 +339,9 @@ func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
 		e = &entry{digest: m.Digest, size: m.Size, touched: compact.TimeOf(mtime)}
 		c.manifests[m.Digest] = e
 		c.bytes += e.size
+		if c.pins.held[m.Digest] {
+			c.repin() // now it is known what it leads to
+		}
 	}
 	if e.number != 0 && e.kind != kind { // upstream has changed its mind
 		c.layers.remove(e)

@@ -133,6 +133,9 @@ func (c *Cache) noteTag(repository, tag string, d digest.Digest, validated time.
 	defer c.mu.Unlock()
 	repo := c.repository(hash)
 	repo.name = repository
+	if repo.tags[tag].digest != d {
+		c.pinMoved(repository, tag)
+	}
 	repo.tags[tag] = tagged{d, validated}
 }
 
@@ -141,7 +144,10 @@ func (c *Cache) dropTag(repository, tag string) {
 	hash := sha256.Sum256([]byte(repository))
 	c.mu.Lock()
 	if repo := c.repositories[hash]; repo != nil {
-		delete(repo.tags, tag)
+		if _, ok := repo.tags[tag]; ok {
+			delete(repo.tags, tag)
+			c.pinMoved(repository, tag)
+		}
 	}
 	c.mu.Unlock()
 	c.unlist(hash)
@@ -179,7 +185,10 @@ func (c *Cache) foundTag(name string) {
 func (c *Cache) dropRight(r right) {
 	c.mu.Lock()
 	if repo := c.repositories[r.repository]; repo != nil {
-		delete(repo.rights, r.digest)
+		if repo.rights[r.digest] != nil {
+			delete(repo.rights, r.digest)
+			c.pinMoved(repo.called(r.repository), string(r.digest))
+		}
 	}
 	c.mu.Unlock()
 	c.unlist(r.repository)

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 )
@@ -25,9 +27,7 @@ func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) 
 			}
 		}
 	}
-	return c.ask(ctx, repository+":"+tag, up, func(ctx context.Context, up *questioned) (*Manifest, error) {
-		return c.revalidate(ctx, repository, tag, up)
-	})
+	return c.Revalidate(ctx, repository, tag, up)
 }
 
 // revalidate asks upstream what a tag points at now. A HEAD is enough if that
@@ -116,10 +116,37 @@ func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) 
 	return m, link.validated
 }
 
+// Revalidate is ByTag, but that upstream is asked however lately it was.
+func (c *Cache) Revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
+	return c.ask(ctx, repository+":"+tag, up, func(ctx context.Context, up *questioned) (*Manifest, error) {
+		return c.revalidate(ctx, repository, tag, up)
+	})
+}
+
+// maxMoves bounds what is remembered of where a tag has pointed.
+const maxMoves = 20
+
+// Move is that upstream said of a tag that it points at something else than From,
+// which it had pointed at when upstream was asked before.
+type Move struct {
+	At   time.Time     `json:"at"`
+	From digest.Digest `json:"from"`
+}
+
+// Moves lists how a tag has come to point at what it does, the newest first.
+func (c *Cache) Moves(repository, tag string) []Move {
+	l, err := c.readLink(tagName(repository, tag))
+	if err != nil || l.Reference != repository+":"+tag {
+		return nil
+	}
+	return slices.DeleteFunc(l.Moves, func(m Move) bool { return m.From.Validate() != nil })
+}
+
 // link is the content of a tag's file.
 type link struct {
 	Reference  string             `json:"reference"` // the name is a hash
 	Descriptor ocispec.Descriptor `json:"descriptor"`
+	Moves      []Move             `json:"moves,omitempty"`
 
 	validated time.Time
 }
@@ -208,7 +235,12 @@ func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
 	old := c.readTag(repository, tag)
 	var err error
 	if old == nil || old.Descriptor.Digest != m.Digest {
-		data, _ := json.Marshal(link{Reference: repository + ":" + tag, Descriptor: m.Descriptor})
+		l := link{Reference: repository + ":" + tag, Descriptor: m.Descriptor}
+		if old != nil {
+			l.Moves = append([]Move{{now.UTC().Truncate(time.Second), old.Descriptor.Digest}}, old.Moves...)
+			l.Moves = l.Moves[:min(len(l.Moves), maxMoves)]
+		}
+		data, _ := json.Marshal(l)
 		err = c.write(name, data)
 	}
 	if err == nil {
