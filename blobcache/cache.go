@@ -129,6 +129,7 @@ type Cache struct {
 	wg     sync.WaitGroup    // the fills
 	due    ttl.Queue[*entry] // by the end of their life
 	bufs   sync.Pool         // of *[]byte, chunk long
+	parts  sync.Pool         // of *[small]byte
 	count  counters
 	sizes  sizes        // immutable after Open
 	seed   maphash.Seed // of seals
@@ -223,6 +224,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		budget:    newBudget(cfg, total),
 	}
 	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
+	c.parts.New = func() any { return new([small]byte) }
 	if !cfg.Pins {
 		close(c.pinned)
 	}
