@@ -11,6 +11,7 @@ import (
 
 	"larder/blobcache/compact"
 	"larder/blobcache/durable"
+	"larder/ttl"
 )
 
 // touchAtMost is how often a use or a validation is written to disk as the
@@ -39,7 +40,7 @@ func newRight(repository string, d digest.Digest) right {
 // index is what is known of the files, and rebuilt from them, and what upstream
 // has said beside.
 type index struct {
-	manifests map[digest.Digest]*entry
+	manifests compact.Table[*entry]
 	bytes     int64   // of the manifests
 	layers    *layers // what they name
 	proofs    proofs
@@ -47,25 +48,63 @@ type index struct {
 	repositories map[[sha256.Size]byte]*repository // by the hash of their names
 }
 
+// entry is what is known of a manifest.
 type entry struct {
-	digest  digest.Digest
+	name    compact.Digest
 	size    int64
-	used    time.Time
-	touched compact.Time // the file's mtime
-	hits    int64        // answers with it that it did not have to be fetched for
-	kind    kind         // as which it names what follows
+	used    compact.Time
+	hits    int64           // answers with it that it did not have to be fetched for
+	touched compact.Seconds // the file's mtime
+	place   ttl.Place       // in Cache.due
+	kind    kind            // as which it names what follows
 
 	number uint32 // among the layers; 0: what it names is not remembered
 	blobs  packed // that the manifest names
 	lists  packed // the manifests that it names, if it is an index
 }
 
+// Name implements compact.Named.
+func (e *entry) Name() *compact.Digest { return &e.name }
+
+// Place implements ttl.Placed.
+func (e *entry) Place() *ttl.Place { return &e.place }
+
+func (e *entry) file() string        { return manifestName(e.name.Digest()) }
+func (e *entry) known(c *Cache) bool { return c.manifests.Find(&e.name) == e }
+
+func (e *entry) lifeEnds(c *Cache) (end time.Time, held bool) {
+	return e.used.Time().Add(c.cfg.TTL), false
+}
+
+func (e *entry) gone(c *Cache) {
+	c.forget(e.name.Digest())
+	c.count.expired.Add(1)
+}
+
 // validation is upstream's word that a repository has a manifest.
 type validation struct {
-	at        time.Time
-	touched   compact.Time // the file's mtime
-	mediaType string       // that the manifest has there; "" if the file does not say
+	repository *repository
+	manifest   *compact.Digest // which may be that of the manifest's entry
+	at         compact.Time
+	mediaType  string          // that the manifest has there; "" if the file does not say
+	touched    compact.Seconds // the file's mtime
+	place      ttl.Place       // in Cache.due
 }
+
+// Name implements compact.Named.
+func (v *validation) Name() *compact.Digest { return v.manifest }
+
+// Place implements ttl.Placed.
+func (v *validation) Place() *ttl.Place { return &v.place }
+
+// right is what it is about.
+func (v *validation) right() right { return right{v.repository.hash, v.manifest.Digest()} }
+
+func (v *validation) file() string        { return rightName(v.right()) }
+func (v *validation) known(c *Cache) bool { return v.repository.rights.Find(v.manifest) == v }
+func (v *validation) gone(c *Cache)       { c.dropRight(v.right()) }
+
+func (v *validation) lifeEnds(c *Cache) (end time.Time, held bool) { return c.lifeWith(v.manifest) }
 
 // covers reports whether upstream's word is about m as it is on disk: another
 // repository may have it there as something else.
@@ -79,9 +118,8 @@ func (v validation) names(k kind) bool {
 
 func newIndex() index {
 	return index{
-		manifests: make(map[digest.Digest]*entry),
-		layers:    newLayers(),
-		proofs:    newProofs(),
+		layers: newLayers(),
+		proofs: newProofs(),
 
 		repositories: make(map[[sha256.Size]byte]*repository),
 	}
@@ -113,12 +151,16 @@ func (c *Cache) best(r right, k pair) Right {
 	if at, ok := c.proofs.proof(k); ok {
 		best = c.judge(at)
 	}
+	repo := c.repositories[r.repository]
+	if repo == nil {
+		return best
+	}
 	for e := range c.layers.naming(r.digest) {
 		if best == Granted {
 			break
 		}
-		if v := c.right(right{r.repository, e.digest}); v != nil && v.names(e.kind) {
-			best = max(best, c.judge(v.at))
+		if v := repo.rights.Find(&e.name); v != nil && v.names(e.kind) {
+			best = max(best, c.judge(v.at.Time()))
 		}
 	}
 	return best
@@ -150,9 +192,9 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	c.mu.Lock()
 	if repo := c.repositories[r.repository]; !c.proofs.refuse(k) && repo != nil {
 		blob := appendPacked(nil, d)
-		for m := range repo.rights {
-			if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
-				naming = append(naming, m)
+		for v := range repo.rights.All() {
+			if e := c.manifests.Find(v.manifest); e == nil || e.number == 0 || e.blobs.has(blob) {
+				naming = append(naming, v.manifest.Digest())
 			}
 		}
 	}
@@ -205,10 +247,29 @@ func (c *Cache) readRight(r right) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if rights := c.repository(r.repository).rights; rights[r.digest] == nil {
-		rights[r.digest] = &validation{at: mtime, touched: compact.TimeOf(mtime), mediaType: shared(string(mediaType))}
+	if c.right(r) == nil {
+		v := c.addRight(c.repository(r.repository), r.digest)
+		v.at, v.touched, v.mediaType = compact.TimeOf(mtime), compact.SecondsOf(mtime), shared(string(mediaType))
+		c.schedule(v, past(mtime))
 	}
 	return true
+}
+
+// addRight makes known that a repository has the manifest d. When upstream said so is
+// the caller's to say. Needs mu.
+func (x *index) addRight(repo *repository, d digest.Digest) *validation {
+	v := &validation{repository: repo, manifest: x.name(d)}
+	repo.rights.Put(v)
+	return v
+}
+
+// name is the digest of a manifest, in memory once for all who refer to it. Needs mu.
+func (x *index) name(d digest.Digest) *compact.Digest {
+	name := compact.Of(d)
+	if e := x.manifests.Find(&name); e != nil {
+		return &e.name
+	}
+	return &name
 }
 
 // validate records that upstream says that the repository has m, now.
@@ -218,16 +279,16 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	repo := c.repository(r.repository)
 	name := !repo.recorded
 	repo.name, repo.recorded = repository, true
-	v := repo.rights[m.Digest]
+	v := repo.rights.Get(m.Digest)
 	if v == nil {
-		v = new(validation)
-		repo.rights[m.Digest] = v
+		v = c.addRight(repo, m.Digest)
 	}
 	write := now.Sub(v.touched.Time()).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
+	v.at, v.mediaType = compact.TimeOf(now), shared(m.MediaType)
 	if write {
-		v.touched = compact.TimeOf(now)
+		v.touched = compact.SecondsOf(now)
+		c.schedule(v, now)
 	}
-	v.at, v.mediaType = now, shared(m.MediaType)
 	c.mu.Unlock()
 	if name {
 		c.recordName(repository)
@@ -246,13 +307,11 @@ func (c *Cache) recordRight(repository string, r right, mediaType string, now ti
 	if err != nil {
 		c.complain("right of a repository not recorded", err, zap.String("repository", repository), zap.Stringer("digest", r.digest))
 	}
-	c.schedule(name, now)
 }
 
 // revoke records that the repository does not have the manifest d any more.
 func (c *Cache) revoke(repository string, d digest.Digest) {
 	r := newRight(repository, d)
-	c.due.Delete(rightName(r))
 	if err := c.root.RemoveAll(rightName(r)); err != nil {
 		c.log.Error("right of a repository not removed", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
 	}
@@ -270,13 +329,12 @@ func (c *Cache) touchEvery() time.Duration {
 func (c *Cache) use(m *Manifest, mtime time.Time) {
 	now := time.Now()
 	c.mu.Lock()
-	e := c.manifests[m.Digest]
+	e := c.manifests.Get(m.Digest)
 	if k := kindOf(m.MediaType); e == nil || e.number == 0 || e.kind != k {
 		c.mu.Unlock()
 		named := namesOf(k, m.Body)
 		c.mu.Lock()
 		e = c.add(m, mtime, now, named)
-		c.schedule(manifestName(m.Digest), now)
 	}
 	touch := c.usedAt(e, now)
 	c.mu.Unlock()
@@ -288,9 +346,9 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 // usedAt notes a use of e, and reports whether it is to be written to disk.
 // Needs mu.
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
-	e.used = now
+	e.used = compact.TimeOf(now)
 	if touch = c.touchDue(e, now); touch {
-		e.touched = compact.TimeOf(now)
+		e.touched = compact.SecondsOf(now)
 	}
 	return touch
 }
@@ -315,7 +373,7 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	c.mu.Lock()
 	here, _ := c.reach(d, nil)
 	for _, d := range here {
-		e := c.manifests[d]
+		e := c.manifests.Get(d)
 		if c.usedAt(e, now) {
 			touch = append(touch, d)
 		}
@@ -333,10 +391,11 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 // add makes m known, which names others and was last used then, and remembered
 // what it names as what it is, unless that is so. Needs mu.
 func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
-	e, kind := c.manifests[m.Digest], kindOf(m.MediaType)
+	e, kind := c.manifests.Get(m.Digest), kindOf(m.MediaType)
 	if e == nil {
-		e = &entry{digest: m.Digest, size: m.Size, touched: compact.TimeOf(mtime)}
-		c.manifests[m.Digest] = e
+		e = &entry{name: compact.Of(m.Digest), size: m.Size, touched: compact.SecondsOf(mtime)}
+		c.manifests.Put(e)
+		c.schedule(e, used)
 		c.bytes += e.size
 	}
 	if e.number != 0 && e.kind != kind { // upstream has changed its mind
@@ -344,9 +403,7 @@ func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
 	}
 	if e.number == 0 {
 		e.kind = kind
-		if used.After(e.used) {
-			e.used = used
-		}
+		e.used = max(e.used, compact.TimeOf(used))
 		c.layers.add(e, named)
 	}
 	return e
@@ -361,14 +418,14 @@ func (c *Cache) forget(d digest.Digest) {
 
 // dropManifest takes a manifest out of the index, if it is there. Needs mu.
 func (c *Cache) dropManifest(d digest.Digest) {
-	e := c.manifests[d]
+	e := c.manifests.Get(d)
 	if e == nil {
 		return
 	}
-	delete(c.manifests, d)
+	c.manifests.Delete(e)
 	c.bytes -= e.size
 	c.cfg.Memory.Delete(memoryKey(d))
-	c.due.Delete(manifestName(d))
+	c.due.Delete(e)
 	if e.number != 0 {
 		c.layers.remove(e)
 	}
