@@ -222,6 +222,7 @@ func (p *program) serve(ctx context.Context) error {
 	p.background.Go(func() { _ = p.blobs.Run(ctx) }) // the error is ctx's
 	p.background.Go(func() { _ = p.blobs.Scrub(ctx) })
 	p.background.Go(func() { _ = p.manifests.Run(ctx) })
+	p.background.Go(func() { p.tidy(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
 	if p.audit != nil {
 		p.background.Go(func() { p.audit.run(ctx) })
