@@ -85,10 +85,15 @@ func (e *entry) gone(c *Cache) {
 type validation struct {
 	repository *repository
 	manifest   *compact.Digest // which may be that of the manifest's entry
-	at         compact.Time
-	mediaType  string          // that the manifest has there; "" if the file does not say
-	touched    compact.Seconds // the file's mtime
-	place      ttl.Place       // in Cache.due
+	word
+	touched compact.Seconds // the file's mtime
+	place   ttl.Place       // in Cache.due
+}
+
+// word is what upstream said, and when.
+type word struct {
+	at        compact.Time
+	mediaType string // that the manifest has there; "" if the file does not say
 }
 
 // Name implements compact.Named.
@@ -108,12 +113,12 @@ func (v *validation) lifeEnds(c *Cache) (end time.Time, held bool) { return c.li
 
 // covers reports whether upstream's word is about m as it is on disk: another
 // repository may have it there as something else.
-func (v validation) covers(m *Manifest) bool { return v.mediaType == "" || v.mediaType == m.MediaType }
+func (w word) covers(m *Manifest) bool { return w.mediaType == "" || w.mediaType == m.MediaType }
 
 // names reports whether upstream's word is about a manifest that names what one of
 // kind k does.
-func (v validation) names(k kind) bool {
-	return k != other && (v.mediaType == "" || kindOf(v.mediaType) == k)
+func (w word) names(k kind) bool {
+	return k != other && (w.mediaType == "" || kindOf(w.mediaType) == k)
 }
 
 func newIndex() index {
@@ -218,24 +223,24 @@ func within(d time.Duration, validated time.Time) bool {
 
 // validated is what upstream last said of the manifest d in the repository, if
 // that was a yes.
-func (c *Cache) validated(repository string, d digest.Digest) (validation, bool) {
+func (c *Cache) validated(repository string, d digest.Digest) (word, bool) {
 	r := newRight(repository, d)
 	c.mu.Lock()
 	v := c.right(r)
 	if v != nil {
 		defer c.mu.Unlock()
-		return *v, true
+		return v.word, true
 	}
 	c.mu.Unlock()
 	if c.isKnown() || !c.readRight(r) {
-		return validation{}, false
+		return word{}, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if v = c.right(r); v == nil {
-		return validation{}, false // revoked meanwhile
+		return word{}, false // revoked meanwhile
 	}
-	return *v, true
+	return v.word, true
 }
 
 // readRight makes known what a file says of a right, unless more is known. It
