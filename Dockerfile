@@ -5,6 +5,8 @@
 #
 # Without Docker Hub: --build-arg BUILDER_IMAGE=registry.example/golang:1.26
 # Any image with Go, a shell and CA certificates will do.
+# podman: --format docker, or the image is without its HEALTHCHECK, which OCI's format
+# does not have.
 ARG BUILDER_IMAGE=golang:1.26
 
 FROM ${BUILDER_IMAGE} AS builder
@@ -14,16 +16,19 @@ ARG TARGETARCH
 # For builds without proxy.golang.org.
 ARG GOPROXY
 WORKDIR /src
-# By themselves, so that the modules are downloaded again only if they changed.
-COPY go.mod go.sum ./
-RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
+# Modules and what was built of them stay from build to build; those that only tests
+# need are not downloaded.
+RUN --mount=type=cache,target=/cache \
+    GOMODCACHE=/cache/modules GOCACHE=/cache/build CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
     go build -trimpath -ldflags "-s -w" -o /out/larder .
 # Scratch has no shell to make directories with. /tmp is for "larder demo".
 RUN mkdir -p -m 0700 /out/cache/larder && mkdir -p /out/root/tmp && chmod 1777 /out/root/tmp
 
 FROM scratch
+LABEL org.opencontainers.image.title="larder" \
+      org.opencontainers.image.description="A pull-through cache of container images" \
+      org.opencontainers.image.licenses="MIT"
 COPY --from=builder /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=builder /out/root/ /
 # A new volume takes over this directory's owner and mode.

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -39,12 +40,13 @@ type auditLog struct {
 	log    *zap.Logger
 	hangup chan os.Signal
 
+	lost atomic.Int64 // records
+
 	// mu is held while a record is written: records are whole lines.
 	mu   sync.Mutex
 	out  io.Writer // an *os.File if there is a path
 	torn bool      // the last line has no end
 	full bool      // the last record has waited in vain
-	lost int64
 }
 
 // openAudit opens the file, or takes stdout. It is nil if nothing is to be
@@ -102,12 +104,19 @@ func (a *auditLog) Write(record []byte) (int, error) {
 	a.full = errors.Is(err, os.ErrDeadlineExceeded)
 	if err != nil {
 		a.torn = a.torn || n > 0
-		a.lost++
-		a.log.Error("audit records are lost", zap.Int64("so far", a.lost), zap.Error(err))
+		a.log.Error("audit records are lost", zap.Int64("so far", a.lost.Add(1)), zap.Error(err))
 		return len(record), nil
 	}
 	a.torn = false
 	return len(record), nil
+}
+
+// lostRecords is how many could not be written; a may be nil.
+func (a *auditLog) lostRecords() int64 {
+	if a == nil {
+		return 0
+	}
+	return a.lost.Load()
 }
 
 // run opens the file anew at each SIGHUP: whoever rotates it renames it first.

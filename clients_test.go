@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -111,24 +112,10 @@ func containersHome(t *testing.T, addr string) string {
 	home := t.TempDir()
 	dir := filepath.Join(home, ".config", "containers")
 	writeFile(t, filepath.Join(dir, "policy.json"), `{"default": [{"type": "insecureAcceptAnything"}]}`)
+	conf := setupFile(t, addr, []string{"docker.io", "ghcr.io"}, "larder.conf")
 	// Behind the mirror is a port where nobody listens, not the real registry.
-	writeFile(t, filepath.Join(dir, "registries.conf"), fmt.Sprintf(`
-[[registry]]
-prefix = "docker.io"
-location = "127.0.0.1:1"
-
-[[registry.mirror]]
-location = "%[1]s"
-insecure = true
-
-[[registry]]
-prefix = "ghcr.io"
-location = "127.0.0.1:1"
-
-[[registry.mirror]]
-location = "%[1]s/ghcr.io"
-insecure = true
-`, addr))
+	conf = regexp.MustCompile(`(?m)^location = '(docker|ghcr)\.io'$`).ReplaceAllString(conf, "prefix = '$1.io'\nlocation = '127.0.0.1:1'")
+	writeFile(t, filepath.Join(dir, "registries.conf"), conf)
 	return home
 }
 

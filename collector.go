@@ -17,6 +17,10 @@ const (
 	// gcPercent alone, a busy larder with a few MiB alive would collect a hundred
 	// times a second.
 	gcRoom = 24 << 20
+
+	// heapMinimum is what the collector takes for alive at least, as with GOGC=100 it
+	// first comes when there are 4 MiB.
+	heapMinimum = 4 << 20
 )
 
 // tuneCollector has the garbage collector come when gcPercent of what is alive is
@@ -47,5 +51,5 @@ func (p *program) tidy(ctx context.Context) {
 
 // gcPercentFor is GOGC with so many bytes alive.
 func gcPercentFor(live uint64) int {
-	return int(max(gcPercent, gcRoom*100/max(live, 1<<20)))
+	return int(max(gcPercent, gcRoom*100/max(live, heapMinimum)))
 }

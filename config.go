@@ -36,7 +36,7 @@ type config struct {
 	Catalog bool `env:"LARDER_CATALOG" envDefault:"false"`
 
 	Username     string `env:"LARDER_USERNAME"`
-	Password     string `env:"LARDER_PASSWORD"`
+	Password     string `env:"LARDER_PASSWORD" secret:"yes"`
 	PasswordFile string `env:"LARDER_PASSWORD_FILE"`
 
 	BlobTTL     time.Duration `env:"LARDER_BLOB_TTL" envDefault:"168h"`
@@ -57,6 +57,13 @@ type config struct {
 	UpstreamConnections connections `env:"LARDER_UPSTREAM_CONNECTIONS" envDefault:"32"`
 	RateLimitFloor      pulls       `env:"LARDER_RATELIMIT_FLOOR" envDefault:"5"`
 
+	Prefetch        prefetchKind  `env:"LARDER_PREFETCH" envDefault:"off"`
+	PrefetchTimeout time.Duration `env:"LARDER_PREFETCH_TIMEOUT" envDefault:"30s"`
+
+	Pin           string    `env:"LARDER_PIN"`
+	Warm          string    `env:"LARDER_WARM"`
+	WarmPlatforms platforms `env:"LARDER_WARM_PLATFORMS"`
+
 	TLSCert  string `env:"LARDER_TLS_CERT"`
 	TLSKey   string `env:"LARDER_TLS_KEY"`
 	ClientCA string `env:"LARDER_CLIENT_CA"`
@@ -67,7 +74,9 @@ type config struct {
 	AnonymousPull bool     `env:"LARDER_ANONYMOUS_PULL" envDefault:"false"`
 	Access        string   `env:"LARDER_ACCESS"`
 
-	AdminHtpasswd string `env:"LARDER_ADMIN_HTPASSWD"`
+	AdminHtpasswd string   `env:"LARDER_ADMIN_HTPASSWD"`
+	AdminLogin    string   `env:"LARDER_ADMIN_LOGIN" secret:"yes"`
+	AdminHosts    []string `env:"LARDER_ADMIN_HOSTS"`
 
 	// Outermost first. Log, audit and metrics are outside of recover, to see the 500
 	// that becomes of a panic. Limit is inside of all that refuse, or who is refused would
@@ -76,16 +85,20 @@ type config struct {
 	Middleware string `env:"LARDER_MIDDLEWARE" envDefault:"requestid,log,audit,metrics,recover,auth,allow,readonly,limit"`
 
 	LogLevel  zapcore.Level `env:"LARDER_LOG_LEVEL" envDefault:"info"`
-	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"json"`
+	LogFormat string        `env:"LARDER_LOG_FORMAT" envDefault:"auto"`
 
 	AuditLog string `env:"LARDER_AUDIT_LOG" envDefault:"off"`
 
 	ShutdownGrace time.Duration `env:"LARDER_SHUTDOWN_GRACE" envDefault:"20s"`
 
+	DoctorReference string `env:"LARDER_DOCTOR_REFERENCE"`
+
 	upstreams   []upstream.Registry // of UpstreamList
 	access      handler.Access      // of Allow and Deny
+	pins        handler.ImageGlobs  // of Pin
 	middlewares []string            // of Middleware
 	settings    map[string]string   // of middlewares: variables of their own
+	given       map[string]string   // the variables that are set, as they are
 	unknown     []unknownVariable
 }
 
@@ -157,6 +170,8 @@ func readConfig(environ []string) (*config, error) {
 		return nil, &configError{problems}
 	}
 	cfg.unknown = unknownVariables(vars)
+	maps.DeleteFunc(vars, func(_, value string) bool { return value == "" })
+	cfg.given = vars
 	return cfg, nil
 }
 
@@ -196,6 +211,10 @@ func form(t reflect.Type) string {
 		return "a size like 50GiB or 80%"
 	case reflect.TypeFor[quotas]():
 		return "a list like ghcr.io=20GiB,docker.io/library=5GiB"
+	case reflect.TypeFor[prefetchKind]():
+		return "one of off, manifest"
+	case reflect.TypeFor[platforms]():
+		return "a list of platforms like linux/amd64,linux/arm64, or all"
 	case reflect.TypeFor[pulls]():
 		return "a number of pulls, 0 or more"
 	default:
@@ -239,11 +258,15 @@ func (c *config) check() (problems []error) {
 		{"LARDER_TAG_TTL", c.TagTTL},
 		{"LARDER_LIST_TTL", c.ListTTL},
 		{"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
+		{"LARDER_PREFETCH_TIMEOUT", c.PrefetchTimeout},
 		{"LARDER_SCRUB_INTERVAL", c.ScrubInterval},
 	} {
 		if field.d < 0 {
 			bad("%s: %v is negative", field.name, field.d)
 		}
+	}
+	if c.Prefetch == prefetchManifest && c.PrefetchTimeout == 0 {
+		bad("LARDER_PREFETCH_TIMEOUT: with 0, nothing could be fetched in time")
 	}
 	if !validAddr(c.Addr) {
 		bad("LARDER_ADDR: not an address like 127.0.0.1:5000")
@@ -251,11 +274,20 @@ func (c *config) check() (problems []error) {
 	if c.AdminAddr != "" && !validAddr(c.AdminAddr) {
 		bad("LARDER_ADMIN_ADDR: not an address like 127.0.0.1:5001")
 	}
+	if err := c.checkReference(); err != nil {
+		bad("LARDER_DOCTOR_REFERENCE: %w", err)
+	}
+	for _, name := range c.AdminHosts {
+		if !hostName.MatchString(name) {
+			bad("LARDER_ADMIN_HOSTS: not a comma list of names like larder.example, without ports")
+			break
+		}
+	}
 	if c.LogLevel > zapcore.ErrorLevel {
 		bad("LARDER_LOG_LEVEL: not %s", form(reflect.TypeFor[zapcore.Level]()))
 	}
-	if c.LogFormat != "json" && c.LogFormat != "console" {
-		bad("LARDER_LOG_FORMAT: not one of json, console")
+	if !slices.Contains([]string{"auto", "json", "console"}, c.LogFormat) {
+		bad("LARDER_LOG_FORMAT: not one of auto, json, console")
 	}
 	if !validAuditLog(c.AuditLog) {
 		bad("LARDER_AUDIT_LOG: not off, stdout, or the path of a file, with a slash")
@@ -269,12 +301,31 @@ func (c *config) check() (problems []error) {
 	if c.Password != "" && c.PasswordFile != "" {
 		bad("LARDER_PASSWORD, LARDER_PASSWORD_FILE: both are set")
 	}
+	if c.AdminLogin != "" && !strings.Contains(c.AdminLogin, ":") {
+		bad("LARDER_ADMIN_LOGIN: not of the form user:password")
+	}
 	if secret := c.Password != "" || c.PasswordFile != ""; secret && c.Username == "" {
 		bad("LARDER_USERNAME: not set, but a password is")
 	} else if !secret && c.Username != "" {
 		bad("LARDER_USERNAME: set without LARDER_PASSWORD or LARDER_PASSWORD_FILE")
 	}
 	return problems
+}
+
+// checkReference needs the upstreams.
+func (c *config) checkReference() error {
+	if c.DoctorReference == "" || c.upstreams == nil {
+		return nil
+	}
+	name, _, _, err := upstream.SplitReference(c.DoctorReference)
+	if err != nil {
+		return err
+	}
+	client, err := upstream.New(c.upstreamConfig())
+	if err == nil {
+		_, err = client.Repository("", name)
+	}
+	return err
 }
 
 // checkGlobs needs the upstreams.
@@ -293,7 +344,21 @@ func (c *config) checkGlobs() (problems []error) {
 			problems = append(problems, fmt.Errorf("%s: %w", list.variable, err))
 		}
 	}
+	if c.Pin != "" {
+		var err error
+		if c.pins, err = handler.ParseImageGlobs(c.Pin, c.upstreams); err != nil {
+			problems = append(problems, fmt.Errorf("LARDER_PIN: %w", err))
+		}
+	}
 	return problems
+}
+
+// pinned is nil if LARDER_PIN is not set.
+func (c *config) pinned() func(repository, reference string) bool {
+	if c.pins == nil {
+		return nil
+	}
+	return c.pins.Match
 }
 
 // denied is the variable by which a repository is not served, or "".

@@ -11,8 +11,9 @@ import (
 
 // containerd is a private one: nothing it has or knows is the system's.
 type containerd struct {
-	dir string
-	cmd *exec.Cmd
+	dir   string
+	hosts string // the directory of its hosts.toml
+	cmd   *exec.Cmd
 }
 
 func requireContainerd(t *testing.T) {
@@ -25,14 +26,19 @@ func requireContainerd(t *testing.T) {
 // only source of images for hosts.
 func newContainerd(t *testing.T, addr string, hosts ...string) *containerd {
 	t.Helper()
+	c := startContainerd(t)
+	for _, host := range hosts {
+		writeFile(t, filepath.Join(c.hosts, host, "hosts.toml"), setupFile(t, addr, hosts, "containerd/"+host+"/hosts.toml?fallback=false"))
+	}
+	return c
+}
+
+// startContainerd starts one with empty stores that knows nobody's mirrors.
+func startContainerd(t *testing.T) *containerd {
+	t.Helper()
 	requireContainerd(t)
 	c := &containerd{dir: shortDir(t)}
-	for _, host := range hosts {
-		// containerd 1.6 ignores a file without a host table. With server
-		// there is no going on to the real registry.
-		writeFile(t, filepath.Join(c.dir, "hosts", host, "hosts.toml"), fmt.Sprintf(
-			"server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", addr))
-	}
+	c.hosts = filepath.Join(c.dir, "hosts")
 	config := writeFile(t, filepath.Join(c.dir, "config.toml"), fmt.Sprintf(`version = 2
 root = "%[1]s/root"
 state = "%[1]s/state"
@@ -57,8 +63,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 // sendHeader has it send an Authorization header to the mirror of host.
 func (c *containerd) sendHeader(t *testing.T, addr, host, value string) {
 	t.Helper()
-	writeFile(t, filepath.Join(c.dir, "hosts", host, "hosts.toml"), fmt.Sprintf(
-		"server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n\n[host.\"http://%[1]s\".header]\n  Authorization = %[2]q\n", addr, value))
+	file := filepath.Join(c.hosts, host, "hosts.toml")
+	writeFile(t, file, readFile(t, file)+fmt.Sprintf("\n[host.\"http://%s\".header]\n  Authorization = %q\n", addr, value))
 }
 
 func (c *containerd) ctr(t *testing.T, args ...string) (string, error) {
@@ -70,7 +76,7 @@ func (c *containerd) ctr(t *testing.T, args ...string) (string, error) {
 func (c *containerd) pull(t *testing.T, reference string) error {
 	t.Helper()
 	_, err := c.ctr(t, "images", "pull", "--snapshotter", "native",
-		"--hosts-dir", filepath.Join(c.dir, "hosts"), reference)
+		"--hosts-dir", c.hosts, reference)
 	return err
 }
 
@@ -78,14 +84,15 @@ func (c *containerd) pull(t *testing.T, reference string) error {
 func (c *containerd) pullAs(t *testing.T, user, reference string) error {
 	t.Helper()
 	_, err := c.ctr(t, "images", "pull", "--snapshotter", "native", "--user", user,
-		"--hosts-dir", filepath.Join(c.dir, "hosts"), reference)
+		"--hosts-dir", c.hosts, reference)
 	return err
 }
 
-// run runs a pulled image and returns what it printed.
+// run runs a pulled image and returns what it printed. runc knows the containers of
+// all containerds by their ids.
 func (c *containerd) run(t *testing.T, reference string) (string, error) {
 	t.Helper()
-	return c.ctr(t, "run", "--rm", "--snapshotter", "native", reference, "hello")
+	return c.ctr(t, "run", "--rm", "--snapshotter", "native", reference, filepath.Base(c.dir))
 }
 
 // removeTasks ends what a failed test left running, with its shim.

@@ -64,7 +64,11 @@ func runDemo(ctx context.Context, layers []int, bandwidth int, stdout, stderr io
 	if err != nil {
 		return nil, fmt.Errorf("fill the upstream: %w", err)
 	}
-	addr, stop, err := startDemoLarder(ctx, upstream.addr, stderr)
+	addr, err := freePort(ctx, "127.0.0.1:5000")
+	if err != nil {
+		return nil, err
+	}
+	stop, err := startTemporary(ctx, addr, []string{"LARDER_UPSTREAMS=demo.example=http://" + upstream.addr}, stderr)
 	if err != nil {
 		return nil, err
 	}
@@ -279,28 +283,18 @@ func (u *demoUpstream) fill(ctx context.Context, layers []int) (digest v1.Hash, 
 	return img.Digest()
 }
 
-// startDemoLarder runs larder with a cache of its own. stop ends it and removes
-// that cache.
-func startDemoLarder(ctx context.Context, upstream string, stderr io.Writer) (addr string, stop func() error, err error) {
-	addr, err = demoAddr(ctx)
+// startTemporary runs larder at an address with a cache of its own. stop ends it and
+// removes that cache.
+func startTemporary(ctx context.Context, addr string, environ []string, stderr io.Writer) (stop func() error, err error) {
+	dir, err := os.MkdirTemp("", "larder-")
 	if err != nil {
-		return "", nil, err
-	}
-	dir, err := os.MkdirTemp("", "larder-demo-")
-	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	ended := make(chan error, 1)
 	go func() { // ends with ctx; stop waits for it
-		err := run(ctx, []string{
-			"LARDER_ADDR=" + addr,
-			"LARDER_ADMIN_ADDR=",
-			"LARDER_UPSTREAMS=demo.example=http://" + upstream,
-			"LARDER_CACHE_DIR=" + dir,
-			"LARDER_LOG_LEVEL=error",
-			"LARDER_SHUTDOWN_GRACE=1s",
-		}, io.Discard, stderr)
+		err := run(ctx, append(environ, "LARDER_ADDR="+addr, "LARDER_ADMIN_ADDR=", "LARDER_CACHE_DIR="+dir,
+			"LARDER_LOG_LEVEL=error", "LARDER_SHUTDOWN_GRACE=1s"), io.Discard, stderr)
 		cancel(errors.New("larder ended")) // or the wait for its answer would go on
 		ended <- err
 	}()
@@ -309,17 +303,16 @@ func startDemoLarder(ctx context.Context, upstream string, stderr io.Writer) (ad
 		return errors.Join(<-ended, os.RemoveAll(dir))
 	}
 	if err := awaitLarder(ctx, addr); err != nil {
-		return "", nil, errors.Join(err, stop())
+		return nil, errors.Join(err, stop())
 	}
-	return addr, stop, nil
+	return stop, nil
 }
 
-// demoAddr is larder's usual address, or another one if that is taken. The
-// listener is closed again as run makes its own; if somebody else is faster,
-// run says so.
-func demoAddr(ctx context.Context) (string, error) {
+// freePort is a loopback address, or another one if that is taken. The listener
+// is closed again as run makes its own; if somebody else is faster, run says so.
+func freePort(ctx context.Context, addr string) (string, error) {
 	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:5000")
+	listener, err := config.Listen(ctx, "tcp", addr)
 	if err != nil {
 		listener, err = config.Listen(ctx, "tcp", "127.0.0.1:0")
 	}

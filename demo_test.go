@@ -108,7 +108,7 @@ func TestDemoTakesAnotherPort(t *testing.T) {
 	if l, err := net.Listen("tcp", "127.0.0.1:5000"); err == nil { // else somebody else has it, which is as good
 		defer l.Close()
 	}
-	addr, err := demoAddr(t.Context())
+	addr, err := freePort(t.Context(), "127.0.0.1:5000")
 	if err != nil {
 		t.Fatal(err)
 	}

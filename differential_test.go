@@ -18,7 +18,7 @@ import (
 // purpose:
 //
 //   - Link leads to the same query, here;
-//   - Cache-Status, Age, Warning, Via, X-Request-Id, X-Content-Type-Options and
+//   - Cache-Status, Server-Timing, Age, Warning, Via, X-Request-Id, X-Content-Type-Options and
 //     Docker-Distribution-Api-Version are larder's own;
 //   - an error has larder's message, in the form that the specification gives; its
 //     status is upstream's.

@@ -265,7 +265,13 @@ func startLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *la
 func execLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *larder {
 	t.Helper()
 	l := newLarder(t, upstreams, environ)
-	cmd := exec.Command(os.Args[0])
+	l.exec(t, exec.Command(os.Args[0]))
+	return l
+}
+
+// exec starts larder with a command that becomes it.
+func (l *larder) exec(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
 	cmd.Env = append(l.environ, asLarder+"=1", "PATH="+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = l.stdout, l.stderr
 	cmd.WaitDelay = 5 * time.Second
@@ -279,7 +285,6 @@ func execLarder(t testing.TB, upstreams []*testUpstream, environ ...string) *lar
 		l.err = cmd.Wait()
 	}()
 	l.stopAtEnd(t)
-	return l
 }
 
 func (l *larder) stopAtEnd(t testing.TB) {

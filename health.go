@@ -26,25 +26,22 @@ func health(ctx context.Context, environ []string) error {
 			scheme = "https"
 		}
 	}
-	host, port, err := net.SplitHostPort(addr)
+	local, err := localAddr(addr)
 	if err != nil {
 		return fmt.Errorf("health: %w", err)
-	}
-	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
-		host = "localhost"
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	// It is this machine that is asked; what name its certificate has matters not.
 	insecure := &tls.Config{InsecureSkipVerify: true}
 	if scheme == "https" && cfg.ClientCA != "" { // who has no certificate gets no further than this
-		conn, err := (&tls.Dialer{Config: insecure}).DialContext(ctx, "tcp", net.JoinHostPort(host, port))
+		conn, err := (&tls.Dialer{Config: insecure}).DialContext(ctx, "tcp", local)
 		if err != nil {
 			return fmt.Errorf("health: %w", err)
 		}
 		return conn.Close()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+local+path, nil)
 	if err != nil {
 		return fmt.Errorf("health: %w", err)
 	}
@@ -58,4 +55,16 @@ func health(ctx context.Context, environ []string) error {
 		return fmt.Errorf("health: %s answers %s", addr, res.Status)
 	}
 	return nil
+}
+
+// localAddr is where this machine's larder can be asked that listens on addr.
+func localAddr(addr string) (string, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", err
+	}
+	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port), nil
 }

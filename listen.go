@@ -27,7 +27,11 @@ func (p *program) listenAdmin(metrics *admin.Metrics) error {
 	if err != nil {
 		return err
 	}
-	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, admin.New(metrics, p.ready, p.control(), protect), nil); err != nil {
+	p.admin = admin.New(admin.Config{
+		Metrics: metrics, Control: p.control(), Ready: p.ready, Protect: protect, Hosts: p.cfg.adminHosts(),
+		Version: version(), Chain: p.cfg.middlewares, Settings: p.cfg.shown(),
+	})
+	if err := p.listen("LARDER_ADMIN_ADDR", p.cfg.AdminAddr, p.admin, nil); err != nil {
 		return err
 	}
 	addr := p.servers[len(p.servers)-1].listener.Addr()
@@ -65,11 +69,14 @@ type server struct {
 	answering *semaphore.Weighted // held once by each handler that runs
 }
 
-// listen opens a listener, for TLS unless that is nil.
-func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Config) error {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return fmt.Errorf("%s: %w", variable, err)
+// listen serves on the socket that was handed down in place of variable, or else
+// opens one; for TLS unless that is nil.
+func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Config) (err error) {
+	l := p.sockets[variable]
+	if l == nil {
+		if l, err = net.Listen("tcp", addr); err != nil {
+			return fmt.Errorf("%s: %w", variable, err)
+		}
 	}
 	l = listener{l.(*net.TCPListener)}
 	s := &server{listener: l, answering: semaphore.NewWeighted(math.MaxInt64)}

@@ -18,13 +18,18 @@ const logTogether = 64 << 10
 
 // newLogger makes the logger and what must be called at the end, so that nothing
 // that was logged is lost. Each line is written at once, after those that wait
-// (see patient).
+// (see patient): JSON, or lines for people if they want that or look at a terminal.
 func newLogger(cfg *config, w io.Writer) (*zap.Logger, func()) {
 	encoding := zap.NewProductionEncoderConfig()
 	encoding.EncodeTime = zapcore.ISO8601TimeEncoder
 	encoding.EncodeDuration = zapcore.StringDurationEncoder
 	encoder := zapcore.NewJSONEncoder(encoding)
-	if cfg.LogFormat == "console" {
+	switch {
+	case cfg.forPeople(w):
+		encoding.EncodeTime = zapcore.TimeEncoderOfLayout(time.TimeOnly)
+		encoding.EncodeLevel = zapcore.CapitalColorLevelEncoder
+		encoder = zapcore.NewConsoleEncoder(encoding)
+	case cfg.LogFormat == "console":
 		encoding.EncodeLevel = zapcore.CapitalLevelEncoder
 		encoder = zapcore.NewConsoleEncoder(encoding)
 	}

@@ -4,11 +4,13 @@
 //
 //	larder           run, configured by LARDER_* environment variables
 //	larder demo      show a cold pull, a warm one, and one without the upstream
+//	larder doctor    find out what does not work, and what to do about it
 //	larder health    ask a running larder whether it is well; for health checks
+//	larder warm REF  have a running larder fetch images before they are pulled
 //	larder version   print the version
-//	larder help      print this
+//	larder help      explain the commands and the variables
 //
-// The README has the table of variables. Exit status: 0 after a clean stop, 1
+// The README has the tables of variables. Exit status: 0 after a clean stop, 1
 // on an error, 2 if the configuration or the command line is wrong.
 package main
 
@@ -20,6 +22,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 )
 
@@ -27,13 +30,16 @@ const usage = `larder is a pull-through cache for container images.
 
   larder           run, configured by LARDER_* environment variables
   larder demo      show a cold pull, a warm one, and one without the upstream
+  larder doctor    find out what does not work, and what to do about it
   larder health    ask a running larder whether it is well; for health checks
+  larder warm REF  have a running larder fetch images before they are pulled;
+                   -platform linux/amd64,linux/arm64 or all, -detach to leave it alone
   larder version   print the version
-  larder help      print this
+  larder help      explain the commands and the variables
 `
 
 // errUsage says that the command line is wrong.
-var errUsage = errors.New("unknown command; see larder help")
+var errUsage = errors.New("wrong command line")
 
 func main() {
 	tuneCollector()
@@ -52,22 +58,26 @@ func command(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 	if len(args) == 0 {
 		return run(ctx, environ, stdout, stderr)
 	}
+	if args[0] == "warm" {
+		return warmCommand(ctx, args[1:], environ, stdout)
+	}
 	if len(args) > 1 {
-		return errUsage
+		return unknownCommand(strings.Join(args, " "))
 	}
 	switch args[0] {
 	case "demo":
 		return demo(ctx, stdout, stderr)
+	case "doctor":
+		return examineAll(ctx, environ, stdout, stderr)
 	case "health":
 		return health(ctx, environ)
 	case "version", "-version", "--version":
 		_, err := fmt.Fprintln(stdout, "larder", version())
 		return err
 	case "help", "-h", "-help", "--help":
-		_, err := io.WriteString(stdout, usage)
-		return err
+		return help(environ, stdout)
 	default:
-		return errUsage
+		return unknownCommand(args[0])
 	}
 }
 

@@ -160,7 +160,7 @@ func (h *haunted) wantSecretsUsed() {
 
 func (h *haunted) lookEverywhere() {
 	h.secrets.wantNone(h.t, "an answer", []byte(h.answers.String()))
-	for _, path := range []string{"/metrics", "/debug/pprof/", "/debug/pprof/cmdline", "/debug/pprof/goroutine?debug=2", "/debug/pprof/heap?debug=1", "/readyz"} {
+	for _, path := range []string{"/", "/images", "/metrics", "/debug/pprof/", "/debug/pprof/cmdline", "/debug/pprof/goroutine?debug=2", "/debug/pprof/heap?debug=1", "/readyz", "/setup", "/setup/containerd.sh", "/doctor?format=json"} {
 		resp, body := ask(h.t, http.DefaultClient, "GET", "http://"+h.admin+path, h.user, h.pass)
 		if resp.StatusCode != http.StatusOK || len(body) == 0 {
 			h.t.Errorf("%s: %s", path, resp.Status)

@@ -12,16 +12,18 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 
-	"larder/auth"
 	"larder/auth/htpasswd"
 	"larder/blobcache"
 	"larder/blobcache/memory"
 	"larder/handler"
 	"larder/handler/admin"
+	"larder/handler/admin/setup"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -41,14 +43,20 @@ type program struct {
 	cfg        *config
 	log        *zap.Logger
 	stdout     io.Writer
+	stderr     io.Writer
 	dir        *cacheDir
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
+	handler    *handler.Handler
+	warmer     *warm.Warmer
+	warmList   func() []string // nil: there is none
 	limit      middleware.LimitCounts
-	audit      *auditLog     // nil: off
-	memory     *memory.Cache // of both
+	audit      *auditLog               // nil: off
+	memory     *memory.Cache           // of both
+	sockets    map[string]net.Listener // handed down, by the variable they stand in for
 	servers    []*server
+	admin      *admin.Handler // nil: off
 	stopping   atomic.Bool
 	background sync.WaitGroup
 }
@@ -70,7 +78,7 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 			log.Warn("unknown variable", zap.String("variable", v.name))
 		}
 	}
-	p := &program{cfg: cfg, log: log, stdout: stdout}
+	p := &program{cfg: cfg, log: log, stdout: stdout, stderr: stderr}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.open(); err != nil {
 		return err
@@ -82,6 +90,9 @@ func run(ctx context.Context, environ []string, stdout, stderr io.Writer) (err e
 // connect gets an answer. Nobody is contacted.
 func (p *program) open() (err error) {
 	cfg := p.cfg
+	if err := p.openSockets(); err != nil {
+		return err
+	}
 	if p.audit, err = openAudit(cfg.AuditLog, p.stdout, p.log.Named("audit")); err != nil {
 		return err
 	}
@@ -89,28 +100,25 @@ func (p *program) open() (err error) {
 		return err
 	}
 	metrics := admin.NewMetrics(version())
-	p.upstreams, err = upstream.New(upstream.Config{
-		Registries: cfg.upstreams,
-		Keychain: &auth.Keychain{
-			Host: cfg.upstreams[0].Host, Username: cfg.Username, Password: cfg.Password, PasswordFile: cfg.PasswordFile,
-		},
-		UserAgent:   "larder/" + version(),
-		Connections: int(cfg.UpstreamConnections),
-		Floor:       int(cfg.RateLimitFloor),
-		Observe:     metrics.Asked,
-		Logger:      p.log.Named("upstream"),
-	})
-	if err != nil {
+	asking := cfg.upstreamConfig()
+	asking.Observe, asking.Logger = metrics.Asked, p.log.Named("upstream")
+	if p.upstreams, err = upstream.New(asking); err != nil {
 		return err
 	}
 	if err := p.openCaches(metrics); err != nil {
 		return err
 	}
-	metrics.Collect(admin.Sources{Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit})
 	registry, err := p.registry(metrics)
 	if err != nil {
 		return err
 	}
+	if p.warmList, err = p.openWarmer(); err != nil {
+		return err
+	}
+	metrics.Collect(admin.Sources{
+		Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, Warmer: p.warmer, AuditLost: p.audit.lostRecords,
+		Prefetched: p.handler.Prefetched,
+	})
 	secure, err := p.tlsConfig()
 	if err != nil {
 		return err
@@ -134,6 +142,7 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		TTL: p.cfg.BlobTTL, Linger: linger, Connections: int(p.cfg.FetchConnections),
 		MaxSize: blobcache.Limit(p.cfg.MaxSize), MinFree: blobcache.Limit(p.cfg.MinFree), Quotas: p.cfg.Quotas,
 		ScrubInterval: p.cfg.ScrubInterval, ScrubRate: int64(p.cfg.ScrubRate),
+		Pins:   true,
 		Memory: p.memory, Observe: metrics.Stored("blob"), Logger: p.log.Named("blobs"),
 	})
 	if err != nil {
@@ -152,6 +161,8 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		},
 		GoneIf:  upstream.Refused,
 		Spare:   p.upstreams.Spare,
+		Pinned:  p.cfg.pinned(),
+		Hold:    p.blobs.Hold,
 		Memory:  p.memory,
 		Observe: metrics.Stored("manifest"), Logger: p.log.Named("manifests"),
 	})
@@ -172,10 +183,14 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 		return nil, err
 	}
 	cfg := handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests}
+	if p.cfg.Prefetch == prefetchManifest {
+		cfg.Prefetch = p.cfg.PrefetchTimeout
+	}
 	if p.cfg.Catalog {
 		cfg.Catalog = access.MayPull
 	}
 	h := handler.New(cfg)
+	p.handler = h
 	opts.Logger, opts.Access, opts.Observe = p.log.Named("http"), patient(p.log.Named("http")), metrics.Observe
 	opts.Running = metrics.Running
 	opts.Identify, opts.MayPull = h.Identify, access.MayPull
@@ -202,14 +217,25 @@ func (p *program) passwords(variable, path string) (opts middleware.Options, err
 // control is what shows and prunes the cache.
 func (p *program) control() *admin.Control {
 	return &admin.Control{
-		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams,
+		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Warmer: p.warmer,
 		Addr: p.servers[0].listener.Addr().String(), Denied: p.cfg.denied,
+		Pins: warm.Split(p.cfg.Pin),
 		Glob: func(pattern string) (func(string) bool, error) {
 			glob, err := handler.ParseGlob(pattern)
 			return glob.Match, err
 		},
+		Others: p.pages(),
 		Logger: p.log.Named("admin"),
 	}
+}
+
+// pages help operators to use larder and to find out what is wrong with it.
+func (p *program) pages() map[string]http.Handler {
+	clients := setup.Handler(setup.Config{
+		Registries: p.cfg.upstreams, Addr: p.servers[0].listener.Addr().String(),
+		TLS: p.cfg.TLSCert != "", SignIn: p.cfg.Htpasswd != "" || p.cfg.ClientCA != "" || p.cfg.Auth == authToken,
+	})
+	return map[string]http.Handler{"/setup": clients, "/setup/": clients, "GET /doctor": p.doctor()}
 }
 
 // serve runs until ctx is done or a listener fails.
@@ -232,16 +258,28 @@ func (p *program) serve(ctx context.Context) error {
 	if p.audit != nil {
 		p.background.Go(func() { p.audit.run(ctx) })
 	}
+	if p.warmList != nil {
+		p.background.Go(func() { p.warmer.Follow(ctx, p.warmList) })
+	}
+	if p.admin != nil {
+		p.background.Go(func() { p.admin.Run(ctx) })
+	}
 	adminAddr := "" // off
 	if len(p.servers) > 1 {
 		adminAddr = p.servers[1].listener.Addr().String()
 	}
-	p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
-		zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
-		zap.Bool("password", p.cfg.Htpasswd != ""),
-		zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+	if p.cfg.forPeople(p.stderr) {
+		p.greet(ctx)
+	} else {
+		p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
+			zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
+			zap.Bool("password", p.cfg.Htpasswd != ""),
+			zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+	}
+	p.tellSystemd(daemon.SdNotifyReady, "STATUS=answering on "+p.servers[0].listener.Addr().String())
 	<-ctx.Done()
 	err := context.Cause(ctx)
+	p.warmer.Close() // nobody has to be waited for who watches
 	p.shutdown()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -280,6 +318,7 @@ func (p *program) ready() (detail string, err error) {
 // the grace period.
 func (p *program) shutdown() {
 	p.stopping.Store(true)
+	p.tellSystemd(daemon.SdNotifyStopping)
 	p.log.Info("larder stopping", zap.Duration("grace", p.cfg.ShutdownGrace))
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.ShutdownGrace)
 	defer cancel()
@@ -308,6 +347,12 @@ func (p *program) close() error {
 		}
 	}
 	p.background.Wait()
+	if p.warmer != nil {
+		p.warmer.Close()
+	}
+	if p.handler != nil {
+		p.handler.Close()
+	}
 	if p.blobs != nil {
 		errs = append(errs, p.blobs.Close())
 	}

@@ -29,9 +29,9 @@ type Limit struct {
 	Percent float64 // of the file system's size
 }
 
-// of is the limit in bytes on a file system of the given size, 0 if there is
+// Of is the limit in bytes on a file system of the given size, 0 if there is
 // none.
-func (l Limit) of(total int64) int64 {
+func (l Limit) Of(total int64) int64 {
 	share := int64(float64(total) * l.Percent / 100)
 	if l.Percent <= 0 || l.Bytes > 0 && l.Bytes < share {
 		return l.Bytes
@@ -53,7 +53,9 @@ type budget struct {
 	quotas  []*quota // immutable
 
 	blobs, partials holding // what is on disk and no fill's
-	reserved        int64   // what the running fills hold or may yet write
+	held            holding // of these: what stays, whatever happens
+	holds           map[digest.Digest]bool
+	reserved        int64 // what the running fills hold or may yet write
 }
 
 // holding is a number of files.
@@ -63,6 +65,7 @@ type holding struct{ n, bytes int64 }
 type quota struct {
 	Quota
 	entries  int64 // bytes on disk that are no fill's
+	held     int64 // of these: of what stays, whatever happens
 	reserved int64
 	due      ttl.Queue[*entry] // of its entries, as Cache.due is of all
 }
@@ -75,7 +78,7 @@ type account struct {
 }
 
 func newBudget(cfg Config, total int64) budget {
-	b := budget{max: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total)}
+	b := budget{max: cfg.MaxSize.Of(total), minFree: cfg.MinFree.Of(total)}
 	for _, q := range cfg.Quotas {
 		b.quotas = append(b.quotas, &quota{Quota: q, due: ttl.Queue[*entry]{Shared: true}})
 	}
@@ -178,7 +181,7 @@ func (c *Cache) reserveNow(f *fill, n int64) error {
 		}
 		q, ok := c.full(f, delta)
 		if lacking := c.lacking(delta, free); ok && q == nil && lacking > 0 {
-			q, ok = &c.due, lacking <= c.blobs.bytes+c.partials.bytes
+			q, ok = &c.due, lacking <= c.blobs.bytes+c.partials.bytes-c.held.bytes
 		}
 		if q == nil && ok {
 			c.hold(f, delta)
@@ -221,7 +224,7 @@ func (c *Cache) lacking(delta, free int64) int64 {
 // bytes more, nil if there is room; ok is false if there can't be. Needs mu.
 func (c *Cache) full(f *fill, delta int64) (q *ttl.Queue[*entry], ok bool) {
 	if c.max > 0 {
-		if c.reserved+delta > c.max {
+		if c.held.bytes+c.reserved+delta > c.max {
 			return nil, false
 		}
 		if c.blobs.bytes+c.partials.bytes+c.reserved+delta > c.max {
@@ -229,7 +232,7 @@ func (c *Cache) full(f *fill, delta int64) (q *ttl.Queue[*entry], ok bool) {
 		}
 	}
 	for _, own := range f.account.all() {
-		if own.reserved+delta > own.Bytes {
+		if own.held+own.reserved+delta > own.Bytes {
 			return nil, false
 		}
 		if own.entries+own.reserved+delta > own.Bytes {
@@ -277,6 +280,7 @@ func (c *Cache) evictOne(q *ttl.Queue[*entry]) (freed int64, ok bool) {
 	}
 	c.count.evicted.Add(1)
 	c.count.evictedBytes.Add(e.size)
+	c.noteGone(d, e, Evicted)
 	c.log.Debug("evicted", zap.Stringer("digest", d), zap.Int64("size", e.size), zap.Time("used", e.used.Time()))
 	return e.size, true
 }
@@ -296,8 +300,11 @@ func (c *Cache) oldest(q *ttl.Queue[*entry]) *entry {
 			return nil
 		}
 		d := e.name.Digest()
-		switch end := c.end(e); {
+		switch end := c.endOf(d, e); {
 		case c.entries.Get(d) != e:
+		case c.stays(d): // and so does all that would come after it
+			q.Set(e, due)
+			return nil
 		case c.fills[d] != nil:
 			busy[e] = due
 		case end.After(due): // used since

@@ -7,7 +7,6 @@
 package blobcache
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +74,8 @@ func (o Outcome) String() string {
 type Source struct {
 	Fetch Fetch
 	Owner string // for the quotas; "" is nobody
+
+	background bool // nobody reads what is fetched; see Fill
 }
 
 // Blob is a blob open for reading, complete or still arriving.
@@ -87,6 +88,7 @@ type Blob struct {
 	Content io.ReadSeekCloser
 	Size    int64 // -1: not known before the end; Content can't seek then
 	Outcome Outcome
+	Waited  time.Duration // for the first byte, from whoever sends it; 0: it was here
 }
 
 // Config says what is kept and for how long. The zero Config keeps everything
@@ -105,6 +107,9 @@ type Config struct {
 	ScrubRate     int64         // how fast, in bytes per second; 0: no limit
 
 	Observe func(op string, took time.Duration) // write, commit; nil: nobody counts
+
+	// Pins says that Hold will be called. Nothing is removed before.
+	Pins bool
 
 	// Connections is how many may fetch one large blob at once. With 0 or 1, a
 	// whole blob is asked for in one.
@@ -131,6 +136,7 @@ type Cache struct {
 	writeAt func(f *os.File, p []byte, offset int64) (int, error) // File.WriteAt, but in tests
 
 	scanned chan struct{} // closed when Run knows what is on disk
+	pinned  chan struct{} // closed when it is known which blobs stay
 	arrived atomic.Int64  // what the running fills have written of what they have reserved
 
 	// mu guards the maps, what the entries hold, and the fields of a fill that
@@ -143,6 +149,7 @@ type Cache struct {
 	stuck     map[digest.Digest]bool // its file is wrong and can't be removed
 	storeErr  error                  // what is wrong with the disk, nil since something was stored
 	storeErrs map[string]int64       // all that ever was, by kind
+	gone      []Gone                 // what went last, the newest first
 	budget
 }
 
@@ -159,10 +166,12 @@ type Stats struct {
 	Damaged                      int64 // files thrown away, as they were not what was stored
 	Expired, ExpireErrors, Scans int64
 	MaxBytes                     int64            // what may be kept; 0: no limit
+	MinFree                      int64            // of the file system's bytes, left to others
 	Reserved                     int64            // bytes that the running fills have, or have room for
 	Evicted, EvictedBytes        int64            // before the end of their life
 	Scrubbed, ScrubbedBytes      int64            // read again to see whether they are right
 	Doubted                      int64            // by Doubt
+	Held, HeldBytes              int64            // of Entries and Partials: not removed, whatever happens
 	StoreErrors                  map[string]int64 // of the disk, by durable.Kind
 	StoreError                   error            // the last, if nothing was stored since
 }
@@ -203,6 +212,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		seed:      maphash.MakeSeed(),
 		writeAt:   (*os.File).WriteAt,
 		scanned:   make(chan struct{}),
+		pinned:    make(chan struct{}),
 		fills:     make(map[digest.Digest]*fill),
 		streams:   make(map[digest.Digest][]*stream),
 		lied:      make(map[digest.Digest]bool),
@@ -211,6 +221,9 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		budget:    newBudget(cfg, total),
 	}
 	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
+	if !cfg.Pins {
+		close(c.pinned)
+	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.sweep()
 	return c, nil
@@ -293,7 +306,8 @@ func (c *Cache) Open(d digest.Digest) (*Blob, error) {
 // openFill opens the blob of a fill that was joined. If it turns out that it is
 // not kept, it is passed on.
 func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want, src Source) (*Blob, error) {
-	leave := sync.OnceFunc(func() { c.leave(f) })
+	began := time.Now()
+	leave := sync.OnceFunc(func() { c.leave(f, c.cfg.Linger) })
 	content, size, err := f.open(ctx, w)
 	if unkept(err) {
 		p := newPass(c, f.digest, w, src)
@@ -314,14 +328,18 @@ func (c *Cache) openFill(ctx context.Context, f *fill, outcome Outcome, w *want,
 	if content == nil {
 		leave()
 		c.count.outcomes[outcome].Add(1)
-		return &Blob{Content: &inMemoryContent{bytes.NewReader(f.held)}, Size: size, Outcome: outcome}, nil
+		return &Blob{Content: memory.NewReader(f.small()), Size: size, Outcome: outcome, Waited: time.Since(began)}, nil
 	}
 	if content.stored {
 		outcome = Hit
 	}
 	content.leave, content.src = leave, src
 	c.count.outcomes[outcome].Add(1)
-	return &Blob{Content: content, Size: size, Outcome: outcome}, nil
+	blob := &Blob{Content: content, Size: size, Outcome: outcome}
+	if outcome != Hit {
+		blob.Waited = time.Since(began)
+	}
+	return blob, nil
 }
 
 // Stats says what the cache holds and has done.
@@ -350,9 +368,14 @@ func (c *Cache) Stats() Stats {
 	s.Fills = int64(len(c.fills))
 	s.Entries, s.Bytes = c.blobs.n, c.blobs.bytes
 	s.Partials, s.PartialBytes = c.partials.n, c.partials.bytes
-	s.MaxBytes, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
+	s.Held, s.HeldBytes = c.held.n, c.held.bytes
+	s.MaxBytes, s.MinFree, s.Reserved, s.StoreError, s.StoreErrors = c.max, c.minFree, c.reserved, c.storeErr, maps.Clone(c.storeErrs)
 	return s
 }
+
+// Disk is the size of the file system that the blobs are on, and what is free of it.
+// It asks the disk, and may take as long as that takes.
+func (c *Cache) Disk() (size, free int64, err error) { return diskSpace(c.dir) }
 
 // openComplete opens a blob that is on disk and that this process has verified.
 // It returns neither blob nor error if a fill has to see to it.

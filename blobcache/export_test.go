@@ -5,7 +5,7 @@ import "os"
 // Shrink makes c plan for blobs as if they were 256 times as large. It has to
 // be called before anything else is.
 func (c *Cache) Shrink() {
-	c.sizes = sizes{segment >> 8, beginning >> 8, 0, granule >> 8, firstPart >> 8, near >> 8, saveEvery >> 8, whole >> 5, window >> 8}
+	c.sizes = sizes{segment >> 8, beginning >> 8, 0, granule >> 8, firstPart >> 8, near >> 8, saveEvery >> 8, 0, whole >> 5, window >> 8}
 }
 
 // Scarce has c use several connections however fast one is. It has to be called
@@ -22,6 +22,3 @@ func (c *Cache) FailWrites(fail func() error) {
 		return f.WriteAt(p, offset)
 	}
 }
-
-// Of is what l comes to on a file system of the given size.
-func (l Limit) Of(total int64) int64 { return l.of(total) }

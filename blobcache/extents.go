@@ -6,14 +6,14 @@ import (
 	"sort"
 )
 
-// extent is the bytes from start up to, and without, end.
-type extent struct {
+// Extent is the bytes from Start up to, and without, End.
+type Extent struct {
 	Start int64 `json:"start"`
 	End   int64 `json:"end"`
 }
 
 // extents is a set of bytes: sorted, disjoint and not touching each other.
-type extents []extent
+type extents []Extent
 
 // at is the index of the first extent that ends behind offset.
 func (x extents) at(offset int64) int {
@@ -31,12 +31,12 @@ func (x extents) run(offset int64) int64 {
 
 // hole is the first hole at or behind offset; its end is math.MaxInt64 if
 // nothing follows.
-func (x extents) hole(offset int64) extent {
+func (x extents) hole(offset int64) Extent {
 	offset = x.run(offset)
 	if i := x.at(offset); i < len(x) {
-		return extent{offset, x[i].Start}
+		return Extent{offset, x[i].Start}
 	}
-	return extent{offset, math.MaxInt64}
+	return Extent{offset, math.MaxInt64}
 }
 
 // before is the end of the last extent that starts before offset, 0 if there
@@ -53,7 +53,7 @@ func (x extents) before(offset int64) int64 {
 func (x extents) end() int64 { return x.before(math.MaxInt64) }
 
 // add returns the set with the bytes of e in it. It changes x.
-func (x extents) add(e extent) extents {
+func (x extents) add(e Extent) extents {
 	if e.Start >= e.End {
 		return x
 	}

@@ -16,14 +16,14 @@ func (n *naive) run(at int64) int64 {
 	return at
 }
 
-func (n *naive) hole(at int64) extent {
+func (n *naive) hole(at int64) Extent {
 	start := n.run(at)
 	for end := start; end < int64(len(n)); end++ {
 		if n[end] {
-			return extent{start, end}
+			return Extent{start, end}
 		}
 	}
-	return extent{start, math.MaxInt64}
+	return Extent{start, math.MaxInt64}
 }
 
 func (n *naive) before(at int64) int64 {
@@ -43,7 +43,7 @@ func TestExtentsAreASetOfBytes(t *testing.T) {
 		for range rnd.IntN(30) {
 			start := rnd.Int64N(64)
 			end := start + rnd.Int64N(64-start+1)
-			x = x.add(extent{start, end})
+			x = x.add(Extent{start, end})
 			for i := start; i < end; i++ {
 				want[i] = true
 			}
@@ -86,12 +86,12 @@ func TestExtentsOfAFileAreChecked(t *testing.T) {
 func BenchmarkExtentsGrowingRun(b *testing.B) {
 	var x extents
 	for i := range int64(1000) {
-		x = x.add(extent{i << 30, i<<30 + 1})
+		x = x.add(Extent{i << 30, i<<30 + 1})
 	}
 	b.ReportAllocs()
 	end := int64(500<<30 + 1)
 	for b.Loop() {
-		x = x.add(extent{end, end + 128<<10})
+		x = x.add(Extent{end, end + 128<<10})
 		end += 128 << 10
 		if end > 501<<30-1<<20 {
 			end = 500<<30 + 1

@@ -162,10 +162,13 @@ func (f *fill) answer(size int64) error {
 // is right, and needs no file before. Needs mu.
 func (f *fill) setSize(size int64) {
 	f.size = size
-	if f.file == nil && size <= f.cache.sizes.whole {
+	if f.file == nil && f.held == nil && size <= f.cache.sizes.whole {
 		f.held = make([]byte, size)
 	}
 }
+
+// small is all of a blob that is held. It may be less than upstream has promised.
+func (f *fill) small() []byte { return f.held[:f.size] }
 
 // copyBody writes a body to the file, from c.pos on, until its end or that of
 // the claim. A body that is longer than was asked for comes from an upstream
@@ -213,7 +216,7 @@ func (f *fill) put(c *claim, pos int64, p []byte) (more bool, err error) {
 	p = p[:max(min(end, c.end)-pos, 0)]
 	f.taken += int64(len(p))
 	room := f.needed()
-	save := f.scattered && f.held == nil && (f.unsaved < 0 || f.unsaved >= f.cache.sizes.saveEvery && time.Since(f.saved) >= saveAtMost)
+	save := f.scattered && f.held == nil && (f.unsaved < 0 || f.unsaved >= f.cache.sizes.saveEvery && time.Since(f.saved) >= f.cache.sizes.saveAtMost)
 	if save {
 		f.unsaved = min(f.unsaved, 0) // one fetcher is enough
 	}

@@ -42,6 +42,7 @@ var (
 type fill struct {
 	cache  *Cache
 	digest digest.Digest
+	made   time.Time
 	source Source
 	ctx    context.Context // of the fill; no reader's
 	cancel context.CancelCauseFunc
@@ -81,6 +82,7 @@ type fill struct {
 	wantAll   bool            // some reader wanted the whole blob: go on without it
 	inOne     bool            // no parts: one fetch, from the start
 	parallel  int             // how many fetchers may bring what one reader wants
+	unread    bool            // nobody reads it yet: one fetcher is enough
 	scattered bool            // have is more than a beginning; it is kept in a file
 	unsaved   int64           // bytes that have arrived since that file was written; -1: there is none
 	saved     time.Time       // when it was
@@ -109,6 +111,9 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 		if f.linger != nil {
 			f.linger.Stop()
 		}
+		if !src.background {
+			f.isRead()
+		}
 		return f, Join, nil
 	}
 	// A fill leaves the map after its blob is in the index: with the lock
@@ -122,6 +127,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	f := &fill{
 		cache:    c,
 		digest:   d,
+		made:     time.Now(),
 		source:   src,
 		gone:     make(chan struct{}),
 		readers:  1,
@@ -132,6 +138,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 		wants:    make(map[*want]bool),
 		parallel: max(c.cfg.Connections, 1),
 		inOne:    c.lied[d],
+		unread:   src.background,
 		stuck:    c.stuck[d],
 		account:  c.account(src.Owner),
 	}
@@ -158,13 +165,13 @@ func (f *fill) goOnWith(e *entry) {
 
 // leave takes a reader from f. The last one to leave gives the fill its linger
 // time to find a new one.
-func (c *Cache) leave(f *fill) {
+func (c *Cache) leave(f *fill, linger time.Duration) {
 	c.mu.Lock()
 	f.readers--
 	last := f.readers == 0
 	over := f.over
 	if last && !over {
-		f.linger = time.AfterFunc(c.cfg.Linger, func() { c.park(f) })
+		f.linger = time.AfterFunc(linger, func() { c.park(f) })
 	}
 	c.mu.Unlock()
 	if last && over {

@@ -177,11 +177,13 @@ func (c *Cache) Renew(blobs []digest.Digest) {
 
 // add records a file that was just written or found. Needs mu.
 func (c *Cache) add(e *entry) {
-	c.drop(c.entries.Get(e.name.Digest()))
+	d := e.name.Digest()
+	c.drop(c.entries.Get(d))
 	c.entries.Put(e)
-	end := c.end(e)
+	end := c.endOf(d, e)
 	c.due.Set(e, end)
 	c.counted(e).count(1, e.size)
+	c.countHeld(d, e, 1)
 	for _, q := range e.account.all() {
 		q.entries += e.size
 		q.due.Set(e, end)
@@ -197,6 +199,7 @@ func (c *Cache) drop(e *entry) {
 	c.cfg.Memory.Delete(inMemory(e.name.Digest()))
 	c.due.Delete(e)
 	c.counted(e).count(-1, -e.size)
+	c.countHeld(e.name.Digest(), e, -1)
 	for _, q := range e.account.all() {
 		q.entries -= e.size
 		q.due.Delete(e)
@@ -230,6 +233,10 @@ func (c *Cache) end(e *entry) time.Time {
 // asked for all the same. It must be called once only.
 func (c *Cache) Run(ctx context.Context) error {
 	c.scan(ctx)
+	select {
+	case <-c.pinned:
+	case <-ctx.Done():
+	}
 	c.shrink()
 	close(c.scanned)
 	return c.due.Run(ctx, c.expire)
@@ -248,7 +255,7 @@ func (c *Cache) expire(e *entry) (next time.Time, keep bool) {
 		c.mu.Unlock()
 		return time.Now().Add(c.cfg.TTL), true
 	}
-	if end := c.end(e); time.Now().Before(end) {
+	if end := c.endOf(d, e); time.Now().Before(end) {
 		c.mu.Unlock()
 		return end, true
 	}
@@ -262,6 +269,7 @@ func (c *Cache) expire(e *entry) (next time.Time, keep bool) {
 		return next, true
 	}
 	c.count.expired.Add(1)
+	c.noteGone(d, e, Expired)
 	return next, false
 }
 

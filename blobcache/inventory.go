@@ -25,6 +25,7 @@ type Item struct {
 	Size    int64 // of what is there
 	Used    time.Time
 	Expires time.Time // zero: never
+	Held    bool      // see Hold
 }
 
 // Scanned waits until all that is on disk is known.
@@ -47,9 +48,10 @@ func (c *Cache) Items(blobs []digest.Digest) []Item {
 		f := c.fills[d]
 		if e := c.entries.Get(d); e != nil {
 			items[i] = Item{Whole: !e.partial(), Filling: f != nil, Size: e.size, Used: e.used.Time()}
-			if c.cfg.TTL > 0 {
+			if c.cfg.TTL > 0 && !c.holds[d] {
 				items[i].Expires = c.end(e)
 			}
+			items[i].Held = c.holds[d]
 		} else if f != nil && !f.removing {
 			items[i] = Item{Filling: true, Size: f.arrivedSoFar()}
 		}
@@ -99,6 +101,7 @@ func (c *Cache) Remove(d digest.Digest) (freed int64, err error) {
 		c.complain("blob not removed, as an operator wants", err)
 		return 0, err
 	}
+	c.noteGone(d, e, Removed)
 	c.log.Debug("removed", zap.Stringer("digest", d), zap.Int64("size", e.size))
 	return e.size, nil
 }

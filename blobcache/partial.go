@@ -54,7 +54,7 @@ func (f *fill) takeUp() error {
 	kept := err == nil
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		left = partialExtents{Size: -1, Extents: extents{}.add(extent{0, fi.Size()})}
+		left = partialExtents{Size: -1, Extents: extents{}.add(Extent{0, fi.Size()})}
 	case errors.Is(err, errExtents): // what is in the file can't be known
 		left, kept = partialExtents{Size: -1}, true
 		if err := f.file.Truncate(0); err != nil {
@@ -66,7 +66,7 @@ func (f *fill) takeUp() error {
 	f.mu.Lock()
 	f.size, f.have, f.scattered = left.Size, left.Extents, kept
 	n := left.Extents.bytes()
-	f.arrived, f.taken, f.room = n, n, n
+	f.arrived, f.taken, f.room, f.left = n, n, n, n
 	f.mu.Unlock()
 	f.cache.holdAtLeast(f, n)
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -90,6 +91,7 @@ func (c *Cache) boardNear(p *pass) bool {
 
 // open waits for the first byte, so that an error can still be a clear one.
 func (p *pass) open(ctx context.Context) (*Blob, error) {
+	began := time.Now()
 	_, err := p.next(ctx, nil)
 	if err == nil && p.isSmall() {
 		err = p.takeSmall(ctx)
@@ -99,7 +101,7 @@ func (p *pass) open(ctx context.Context) (*Blob, error) {
 		return nil, err
 	}
 	p.cache.count.outcomes[Pass].Add(1)
-	return &Blob{Content: &reader{ctx: ctx, size: p.size, pass: p, leave: func() {}}, Size: p.size, Outcome: Pass}, nil
+	return &Blob{Content: &reader{ctx: ctx, size: p.size, pass: p, leave: func() {}}, Size: p.size, Outcome: Pass, Waited: time.Since(began)}, nil
 }
 
 // isSmall reports whether the blob is held back until its digest is right.

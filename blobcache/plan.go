@@ -33,12 +33,16 @@ const (
 	near = 1 << 20
 )
 
-// sizes are the constants above, and three more. Tests make them smaller, so that
+// sizes are the constants above, and four more. Tests make them smaller, so that
 // small blobs are planned for as large ones are, and plenty 0: nothing is.
-type sizes struct{ segment, beginning, plenty, granule, firstPart, near, saveEvery, whole, window int64 }
+type sizes struct {
+	segment, beginning, plenty, granule, firstPart, near, saveEvery int64
+	saveAtMost                                                      time.Duration
+	whole, window                                                   int64
+}
 
 func usualSizes() sizes {
-	return sizes{segment, beginning, plenty, granule, firstPart, near, saveEvery, whole, window}
+	return sizes{segment, beginning, plenty, granule, firstPart, near, saveEvery, saveAtMost, whole, window}
 }
 
 // claim is a part of the blob that a fetcher brings: pos moves, end is where it
@@ -149,7 +153,11 @@ func (f *fill) planAhead() {
 	if !f.answered || f.size < f.cache.sizes.beginning {
 		return
 	}
-	for pos := f.have.run(0); len(f.claims) == 0 || len(f.claims) < f.parallel && !f.plentiful(); {
+	parallel := f.parallel
+	if f.unread {
+		parallel = 1
+	}
+	for pos := f.have.run(0); len(f.claims) == 0 || len(f.claims) < parallel && !f.plentiful(); {
 		pos = f.free(pos)
 		if pos >= f.size {
 			return

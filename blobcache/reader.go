@@ -47,7 +47,7 @@ func (f *fill) open(ctx context.Context, w *want) (*reader, int64, error) {
 		return nil, 0, err
 	}
 	if f.held != nil {
-		return nil, int64(len(f.held)), nil
+		return nil, f.size, nil
 	}
 	r := &reader{ctx: ctx, fill: f, size: f.knownSize(), stored: f.stored, asked: *w, want: w}
 	if f.hasFile() {

@@ -1,7 +1,6 @@
 package blobcache
 
 import (
-	"bytes"
 	"io"
 	"io/fs"
 	"os"
@@ -74,22 +73,5 @@ func readSmall(d digest.Digest, f *os.File, size int64) (data []byte, right bool
 
 func (c *Cache) remembered(data []byte) *Blob {
 	c.count.outcomes[Hit].Add(1)
-	return &Blob{Content: &inMemoryContent{bytes.NewReader(data)}, Size: int64(len(data)), Outcome: Hit}
+	return &Blob{Content: memory.NewReader(data), Size: int64(len(data)), Outcome: Hit}
 }
-
-// inMemoryContent is the content of a blob that is in memory.
-type inMemoryContent struct{ *bytes.Reader }
-
-// SendTo sends the next n bytes to w as they are.
-func (m *inMemoryContent) SendTo(w io.Writer, n int64) (int64, error) {
-	if n >= int64(m.Len()) {
-		return m.WriteTo(w)
-	}
-	return io.CopyN(w, m.Reader, n)
-}
-
-// AtHand reports that nobody has to wait for it.
-func (m *inMemoryContent) AtHand() bool { return true }
-
-// Close has nothing to do: the bytes are shared.
-func (m *inMemoryContent) Close() error { return nil }

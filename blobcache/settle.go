@@ -90,7 +90,7 @@ func (f *fill) storeHeld() (*entry, error) {
 		return nil, err
 	}
 	defer file.Close()
-	if _, err := c.writeAt(file, f.held, 0); err != nil {
+	if _, err := c.writeAt(file, f.small(), 0); err != nil {
 		return nil, err
 	}
 	if err := durable.CommitSoon(c.root, tmp, blobName(f.digest)); err != nil {
@@ -113,6 +113,11 @@ func (c *Cache) wrong(f *fill, err error) {
 func (c *Cache) unkept(f *fill, err error) {
 	if !errors.Is(err, errNoRoom) {
 		c.complain("the cache can't be written; blobs are passed on without being kept", err)
+		return
+	}
+	if s := c.Stats(); s.HeldBytes > 0 {
+		c.disk.Warn("no room for a blob beside what is pinned; it is passed on without being kept", zap.Stringer("digest", f.digest),
+			zap.Int64("size", f.knownSize()), zap.String("owner", f.source.Owner), zap.Int64("pinned", s.HeldBytes), zap.Int64("max", s.MaxBytes))
 		return
 	}
 	c.disk.Warn("no room for a blob, whatever else is removed; it is passed on without being kept",

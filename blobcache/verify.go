@@ -38,7 +38,7 @@ func (c *Cache) fillFile(f *fill) error {
 func (f *fill) takeStored(file *os.File, fi fs.FileInfo) {
 	f.file, f.info, f.stored = file, fi, true
 	f.update(func() {
-		f.answered, f.size, f.have = true, fi.Size(), extents{}.add(extent{0, fi.Size()})
+		f.answered, f.size, f.have = true, fi.Size(), extents{}.add(Extent{0, fi.Size()})
 	})
 }
 

@@ -72,10 +72,12 @@ func (h *Handler) waitForBlob(
 	ctx context.Context, r *http.Request, repo *upstream.Repository, d digest.Digest, blob *blobcache.Blob, right manifestcache.Right,
 ) (*blobcache.Blob, error) {
 	if blob != nil {
-		if err := h.entitled(ctx, repo, d, right); err != nil {
+		asked, err := h.entitled(ctx, repo, d, right)
+		if err != nil {
 			blob.Content.Close()
 			return nil, err
 		}
+		blob.Waited += asked
 		return blob, nil
 	}
 	offset, length := firstRange(r)
@@ -91,7 +93,8 @@ func (h *Handler) waitForBlob(
 // sendBlob answers with an open blob.
 func sendBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest, blob *blobcache.Blob) error {
 	middleware.NoteOf(r.Context()).Outcome = blob.Outcome.String()
-	blobHeader(w.Header(), d, blob.Outcome)
+	blobHeader(w.Header(), d, blobStatus(blob))
+	setTiming(r.Context(), w.Header(), blob.Waited)
 	if blob.Size < 0 && !r.ProtoAtLeast(1, 1) {
 		// Without a length and without chunks, a broken answer would look whole.
 		return &errcode.Error{
@@ -109,6 +112,34 @@ func sendBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository,
 // getBlob opens the blob for who wants length bytes (-1: all) from offset, and
 // makes sure that it is the repository's.
 func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d digest.Digest, offset, length int64) (*blobcache.Blob, error) {
+	src := h.source(repo, d)
+	for {
+		blob, err := h.blobs.GetRange(ctx, d, offset, length, src)
+		if ofOthers(err, repo) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		asked, err := h.entitled(ctx, repo, d, h.manifests.Refers(repo.String(), d))
+		if err != nil {
+			blob.Content.Close()
+			return nil, err
+		}
+		blob.Waited += asked
+		return blob, nil
+	}
+}
+
+// ofOthers reports whether what was joined is a fill for another repository: what
+// upstream says about that one means nothing here.
+func ofOthers(err error, repo *upstream.Repository) bool {
+	e, ok := errors.AsType[*upstream.Error](err)
+	return ok && e.Repository != repo.String()
+}
+
+// source is where a blob of the repository comes from.
+func (h *Handler) source(repo *upstream.Repository, d digest.Digest) blobcache.Source {
 	fetch := func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
 		body, size, err := repo.OpenBlob(ctx, d, offset, length)
 		h.learn(repo, d, err)
@@ -124,22 +155,7 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 		}
 		return &upstreamBody{body, repo.String()}, size, nil
 	}
-	for {
-		blob, err := h.blobs.GetRange(ctx, d, offset, length, blobcache.Source{Fetch: fetch, Owner: repo.String()})
-		if e, ok := errors.AsType[*upstream.Error](err); ok && e.Repository != repo.String() {
-			// What was joined is a fill for another repository, and what
-			// upstream says about that one means nothing here.
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := h.entitled(ctx, repo, d, h.manifests.Refers(repo.String(), d)); err != nil {
-			blob.Content.Close()
-			return nil, err
-		}
-		return blob, nil
-	}
+	return blobcache.Source{Fetch: fetch, Owner: repo.String()}
 }
 
 // upstreamBody makes what breaks it an error of upstream's, for which a client
@@ -168,19 +184,24 @@ func broken(repository string, err error) error {
 	return &upstream.Error{Op: "read blob", Repository: repository, Err: err}
 }
 
-// entitled asks upstream whether the repository has the blob, unless its right
-// says so. What was known once is good enough if upstream can't answer.
-func (h *Handler) entitled(ctx context.Context, repo *upstream.Repository, d digest.Digest, right manifestcache.Right) error {
+// entitled asks upstream whether the repository has the blob, unless its right says
+// so; asked is how long that took. What was known once is good enough if upstream
+// can't answer.
+func (h *Handler) entitled(
+	ctx context.Context, repo *upstream.Repository, d digest.Digest, right manifestcache.Right,
+) (asked time.Duration, err error) {
 	if right == manifestcache.Granted {
-		return nil
+		return 0, nil
 	}
-	_, err := repo.HeadBlob(ctx, d)
+	began := time.Now()
+	_, err = repo.HeadBlob(ctx, d)
+	asked = time.Since(began)
 	h.learn(repo, d, err)
 	switch {
 	case err == nil, upstream.Unreachable(err) && h.onceHad(ctx, repo, d, right):
-		return nil
+		return asked, nil
 	default:
-		return err
+		return asked, err
 	}
 }
 
@@ -209,9 +230,12 @@ func (h *Handler) learn(repo *upstream.Repository, d digest.Digest, err error) {
 func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest) error {
 	size, cached := h.blobs.Size(d)
 	right := h.manifests.Refers(repo.String(), d)
+	var asked time.Duration
 	outcome := blobcache.Hit
 	if !cached || right != manifestcache.Granted {
+		began := time.Now()
 		upstreamSize, err := repo.HeadBlob(ctx, d)
+		asked = time.Since(began)
 		h.learn(repo, d, err)
 		switch {
 		case err == nil && !cached:
@@ -222,7 +246,8 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 		}
 	}
 	middleware.NoteOf(r.Context()).Outcome = outcome.String()
-	blobHeader(w.Header(), d, outcome)
+	blobHeader(w.Header(), d, headStatus(outcome, asked))
+	setTiming(r.Context(), w.Header(), asked)
 	if size < 0 {
 		w.WriteHeader(http.StatusOK)
 		return nil
@@ -230,23 +255,9 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 	return serveContent(w, r, io.NewSectionReader(nil, 0, size), size) // of a HEAD nothing is read
 }
 
-func blobHeader(header http.Header, d digest.Digest, o blobcache.Outcome) {
+func blobHeader(header http.Header, d digest.Digest, status string) {
 	contentHeader(header, "application/octet-stream", d)
-	header["Cache-Status"] = []string{blobStatus(o)}
-}
-
-// blobStatus is the outcome for the Cache-Status header, RFC 9211.
-func blobStatus(o blobcache.Outcome) string {
-	switch o {
-	case blobcache.Hit:
-		return "larder; hit; detail=hit"
-	case blobcache.Join:
-		return "larder; fwd=uri-miss; collapsed; detail=join"
-	case blobcache.Pass:
-		return "larder; fwd=uri-miss; detail=pass"
-	default:
-		return "larder; fwd=uri-miss; stored; detail=miss"
-	}
+	header["Cache-Status"] = []string{status}
 }
 
 // serveUnsized sends a blob whose size upstream does not say. What goes wrong

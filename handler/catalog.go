@@ -55,7 +55,7 @@ func (h *Handler) serveCatalog(w http.ResponseWriter, r *http.Request, ns string
 		return err
 	}
 	middleware.NoteOf(r.Context()).Outcome = "hit"
-	header.Set("Cache-Status", "larder; hit; detail=hit")
+	header.Set("Cache-Status", statusHit)
 	sendDocument(w, r, "application/json", bytes.NewReader(body), int64(len(body)))
 	return nil
 }

@@ -25,8 +25,12 @@ func contentHeader(header http.Header, mediaType string, d digest.Digest) {
 // be BYTES, and a HEAD has none (RFC 9110, section 14).
 func serveContent(w http.ResponseWriter, r *http.Request, content io.ReadSeeker, size int64) error {
 	if !conditional(r) {
-		sendAll(w, r, content, size)
-		return nil
+		if part, partial, ok := onePart(r, size); ok {
+			if partial {
+				w.Header()["Content-Range"] = []string{contentRange(part, size)}
+			}
+			return sendPart(w, r, content, part, partial)
+		}
 	}
 	if r.Header["Range"] == nil {
 		http.ServeContent(w, r, "", time.Time{}, content)
@@ -53,10 +57,10 @@ func serveContent(w http.ResponseWriter, r *http.Request, content io.ReadSeeker,
 	return nil
 }
 
-// conditional reports whether the answer may be another one than all of the
-// content (RFC 9110, sections 13.1 and 14.2).
+// conditional reports whether it depends on what the client has what it gets (RFC
+// 9110, section 13.1).
 func conditional(r *http.Request) bool {
-	for _, name := range []string{"Range", "If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range"} {
+	for _, name := range []string{"If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range"} {
 		if r.Header[name] != nil {
 			return true
 		}
@@ -64,14 +68,51 @@ func conditional(r *http.Request) bool {
 	return false
 }
 
-// sendAll is what http.ServeContent does in the end, for most requests.
-func sendAll(w http.ResponseWriter, r *http.Request, content io.Reader, size int64) {
-	values := []string{"bytes", strconv.FormatInt(size, 10)}
-	w.Header()["Accept-Ranges"], w.Header()["Content-Length"] = values[:1:1], values[1:]
-	w.WriteHeader(http.StatusOK)
-	if r.Method != http.MethodHead {
-		_, _ = io.CopyN(w, content, size) // what is missing is seen by the middleware
+// onePart is what nearly all requests are for: all of something of this size, or one
+// range of it that is there, which makes it partial.
+func onePart(r *http.Request, size int64) (part byteRange, partial, ok bool) {
+	all := byteRange{first: 0, last: size - 1}
+	if r.Header["Range"] == nil {
+		return all, false, true
 	}
+	ranges, err := parseRange(r)
+	switch {
+	case err != nil, len(ranges) > 1:
+		return part, false, false
+	case ranges == nil, size == 0: // of nothing all is sent, which is nothing
+		return all, false, true
+	}
+	there := resolve(ranges, size)
+	if there == nil || there[0].first > there[0].last {
+		return part, false, false
+	}
+	return there[0], true, true
+}
+
+func contentRange(part byteRange, size int64) string {
+	var buf [64]byte
+	b := strconv.AppendInt(append(buf[:0], "bytes "...), part.first, 10)
+	b = strconv.AppendInt(append(b, '-'), part.last, 10)
+	b = strconv.AppendInt(append(b, '/'), size, 10)
+	return string(b)
+}
+
+// sendPart is what http.ServeContent does in the end, at a tenth of the cost.
+func sendPart(w http.ResponseWriter, r *http.Request, content io.ReadSeeker, part byteRange, partial bool) error {
+	length, status, header := part.last-part.first+1, http.StatusOK, w.Header()
+	values := []string{"bytes", strconv.FormatInt(length, 10)}
+	header["Accept-Ranges"], header["Content-Length"] = values[:1:1], values[1:]
+	if partial {
+		status = http.StatusPartialContent
+	}
+	if _, err := content.Seek(part.first, io.SeekStart); err != nil {
+		return err
+	}
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = io.CopyN(w, content, length) // what is missing is seen by the middleware
+	}
+	return nil
 }
 
 // wantsRange reports whether the request's conditions let its range count: it

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"larder/handler/upstream"
 )
 
@@ -97,4 +99,65 @@ func ParseGlob(s string) (Globs, error) {
 // Match reports whether one of the globs matches a canonical name.
 func (g Globs) Match(repository string) bool {
 	return slices.ContainsFunc(g, func(p *regexp.Regexp) bool { return p.MatchString(repository) })
+}
+
+// ImageGlobs are patterns of images: of repositories, for all that they have, or
+// with a pattern of tags, or a digest, behind that.
+type ImageGlobs []imageGlob
+
+type imageGlob struct {
+	repository Globs
+	reference  *regexp.Regexp // nil: any
+}
+
+// ParseImageGlobs reads a comma list such as
+// docker.io/library/alpine:3.*,ghcr.io/org/**, as ParseGlobs does.
+func ParseImageGlobs(s string, registries []upstream.Registry) (ImageGlobs, error) {
+	var globs ImageGlobs
+	var errs []error
+	for i, entry := range strings.Split(s, ",") {
+		if entry = strings.TrimSpace(entry); entry == "" {
+			continue
+		}
+		glob, err := parseImageGlob(entry, registries)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("entry %d: %w", i+1, err))
+			continue
+		}
+		globs = append(globs, glob)
+	}
+	if len(globs) == 0 && len(errs) == 0 {
+		errs = append(errs, errors.New("no image listed"))
+	}
+	return globs, errors.Join(errs...)
+}
+
+func parseImageGlob(entry string, registries []upstream.Registry) (glob imageGlob, err error) {
+	repository, d, exact := strings.Cut(entry, "@")
+	if i := strings.LastIndexByte(repository, ':'); !exact && i > strings.LastIndexByte(repository, '/') {
+		tag := repository[i+1:]
+		if !upstream.ValidTag(strings.ReplaceAll(tag, "*", "x")) {
+			return glob, errors.New("not a tag, nor a pattern of tags like 3.*")
+		}
+		repository, glob.reference = repository[:i], compileGlob(tag)
+	}
+	if exact {
+		if digest.Digest(d).Validate() != nil {
+			return glob, errors.New("not a digest")
+		}
+		glob.reference = compileGlob(d)
+	}
+	if err := checkGlob(repository, registries); err != nil {
+		return glob, err
+	}
+	glob.repository = Globs{compileGlob(repository)}
+	return glob, nil
+}
+
+// Match reports whether one of the globs matches a canonical name and a tag or
+// digest.
+func (g ImageGlobs) Match(repository, reference string) bool {
+	return slices.ContainsFunc(g, func(one imageGlob) bool {
+		return one.repository.Match(repository) && (one.reference == nil || one.reference.MatchString(reference))
+	})
 }

@@ -106,3 +106,50 @@ func TestGlobsThatCannotBeMeant(t *testing.T) {
 		}
 	}
 }
+
+func TestImageGlobs(t *testing.T) {
+	registries, err := upstream.ParseList("docker.io,registry.example:5000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const d = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	type image struct{ repository, reference string }
+	tests := map[string]struct{ matches, others []image }{
+		"docker.io/library/alpine:3.*": {
+			[]image{{"docker.io/library/alpine", "3.20"}, {"docker.io/library/alpine", "3.20-rc1"}, {"docker.io/library/alpine", "3."}},
+			[]image{{"docker.io/library/alpine", "3"}, {"docker.io/library/alpine", "13.1"}, {"docker.io/library/alpine", d}, {"docker.io/library/alpin", "3.20"}},
+		},
+		"docker.io/org/**,docker.io/library/*:latest": {
+			[]image{{"docker.io/org/a/b", "1"}, {"docker.io/org/a", d}, {"docker.io/library/x", "latest"}},
+			[]image{{"docker.io/library/x", "1"}, {"docker.io/library/x/y", "latest"}, {"docker.io/organisation/a", "1"}},
+		},
+		"registry.example:5000/app":     {[]image{{"registry.example:5000/app", "1"}, {"registry.example:5000/app", d}}, []image{{"registry.example:5000/app2", "1"}}},
+		"registry.example:5000/app:1":   {[]image{{"registry.example:5000/app", "1"}}, []image{{"registry.example:5000/app", "2"}}},
+		"docker.io/library/alpine@" + d: {[]image{{"docker.io/library/alpine", d}}, []image{{"docker.io/library/alpine", "latest"}}},
+	}
+	for list, test := range tests {
+		globs, err := handler.ParseImageGlobs(list, registries)
+		if err != nil {
+			t.Errorf("%s: %v", list, err)
+			continue
+		}
+		for _, img := range test.matches {
+			if !globs.Match(img.repository, img.reference) {
+				t.Errorf("%s does not match %v", list, img)
+			}
+		}
+		for _, img := range test.others {
+			if globs.Match(img.repository, img.reference) {
+				t.Errorf("%s matches %v", list, img)
+			}
+		}
+	}
+	for _, list := range []string{
+		"", ",", "alpine", "docker.io/alpine:3", "quay.io/a/b", "docker.io/library/alpine:", "docker.io/library/alpine:.1", "docker.io/library/alpine:[1]",
+		"docker.io/library/alpine@sha256:1", "docker.io/library/alpine:1@" + d, "docker.io/library/Alpine:1", "docker.io/***:1",
+	} {
+		if _, err := handler.ParseImageGlobs(list, registries); err == nil {
+			t.Errorf("%q is taken for patterns", list)
+		}
+	}
+}

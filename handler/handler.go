@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -29,6 +30,10 @@ type Config struct {
 	// Catalog lets clients list the repositories that are cached and that a user,
 	// "" for one without a name, may pull. nil: nobody can.
 	Catalog func(user, repository string) bool
+
+	// Prefetch is how long the blobs of an image are fetched before clients ask for
+	// them, when they have asked for its manifest. 0: they are not.
+	Prefetch time.Duration
 }
 
 // Handler is the registry.
@@ -37,14 +42,18 @@ type Handler struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	answers   *answers
+	renewals  *renewals
 	catalog   func(user, repository string) bool
+
+	prefetcher *prefetcher // nil: off
 }
 
-// New makes the handler. It expects GET and HEAD only (see the readonly
-// middleware).
+// New makes the handler, to be closed. It expects GET and HEAD only (see the
+// readonly middleware).
 func New(cfg Config) *Handler {
 	return &Handler{
-		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(),
+		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(), renewals: newRenewals(),
+		prefetcher: newPrefetcher(cfg.Prefetch),
 	}
 }
 
@@ -97,7 +106,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, t *target) error
 // context too.
 type target struct {
 	context.Context
-	note *middleware.Note
+	note  *middleware.Note
+	began time.Time
 	route
 	ns   string
 	repo *upstream.Repository // nil of kindBase, and if it is not known
@@ -123,6 +133,9 @@ func (h *Handler) Identify(ctx context.Context, r *http.Request) context.Context
 
 func (h *Handler) identify(ctx context.Context, r *http.Request) *target {
 	t := &target{Context: ctx, note: middleware.NoteOf(ctx)}
+	if t.began = t.note.Came; t.began.IsZero() { // nobody has noted it
+		t.began = time.Now()
+	}
 	t.err = h.route(t, r)
 	t.note.Kind = t.kind
 	if t.repo != nil {

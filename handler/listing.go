@@ -89,13 +89,7 @@ func withQuery(path string, query url.Values) string {
 // upstream says. Only the named parameters are taken from upstream's link; all, if
 // none are named.
 func (h *Handler) serveList(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, name string, fetch func(context.Context) (*upstream.Listing, error), params ...string) error {
-	list, err := h.manifests.List(r.Context(), repo.String(), name, func(ctx context.Context) (*manifestcache.List, error) {
-		l, err := fetch(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return &manifestcache.List{ContentType: l.ContentType, Filters: l.Filters, Next: l.Next.Encode(), Body: l.Body}, nil
-	})
+	list, err := h.list(r.Context(), repo, name, fetch)
 	if err != nil {
 		return err
 	}
@@ -108,9 +102,20 @@ func (h *Handler) serveList(w http.ResponseWriter, r *http.Request, repo *upstre
 	if list.Next != "" {
 		header.Set("Link", nextLink(r.URL, list.Next, params))
 	}
-	setStatus(header, repo, list.Outcome, list.Age)
+	setStatus(r.Context(), header, repo, story{list.Outcome, list.Age, list.Asked, list.Joined})
 	sendDocument(w, r, list.ContentType, list.Content, list.Size)
 	return nil
+}
+
+// list gets a page from the cache, or from upstream.
+func (h *Handler) list(ctx context.Context, repo *upstream.Repository, name string, fetch func(context.Context) (*upstream.Listing, error)) (*manifestcache.List, error) {
+	return h.manifests.List(ctx, repo.String(), name, func(ctx context.Context) (*manifestcache.List, error) {
+		l, err := fetch(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &manifestcache.List{ContentType: l.ContentType, Filters: l.Filters, Next: l.Next.Encode(), Body: l.Body}, nil
+	})
 }
 
 // sendDocument sends a list.

@@ -255,7 +255,7 @@ func TestSignatureExtension(t *testing.T) {
 	}
 	get.want(t, "Content-Type", "application/json")
 	wantOutcome(t, get, "miss")
-	wantParity(t, get, l.ask(t, "HEAD", path))
+	wantParity(t, l.ask(t, "GET", path), l.ask(t, "HEAD", path))
 	l.ask(t, "GET", "/extensions/v2/a/b/signatures/"+nobodys.String()).wantError(t, http.StatusNotFound, "UNSUPPORTED")
 	l.ask(t, "GET", "/extensions/v2/ghcr.io/a/b/signatures/"+nobodys.String()).wantError(t, http.StatusNotFound, "UNSUPPORTED")
 	if n := l.ghcr.Count("GET", "/extensions/v2/a/b/signatures/"); n != 1 {

@@ -1,30 +1,22 @@
 package handler
 
 import (
-	"fmt"
 	"net/http"
-	"strconv"
-	"time"
 
 	"larder/handler/middleware"
 	"larder/handler/upstream"
-	"larder/manifestcache"
 )
 
 // serveManifest answers with the stored bytes as they are: nothing is converted
 // or chosen by what the client accepts.
 func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, rt route) error {
-	var m *manifestcache.Manifest
-	var err error
-	if rt.digest != "" {
-		m, err = h.manifests.ByDigest(r.Context(), repo.String(), rt.digest, repo)
-	} else {
-		m, err = h.manifests.ByTag(r.Context(), repo.String(), rt.reference, repo)
-	}
+	m, err := h.manifest(r.Context(), repo, rt.reference)
 	if err != nil {
 		return err
 	}
-	h.blobs.Renew(h.manifests.Blobs(m.Digest)) // an image lives and goes as a whole
+	if r.Method == http.MethodGet {
+		h.prefetch(repo, m)
+	}
 	middleware.NoteOf(r.Context()).Outcome = m.Outcome.String()
 	content, err := h.manifests.Content(m)
 	if err != nil {
@@ -33,24 +25,6 @@ func (h *Handler) serveManifest(w http.ResponseWriter, r *http.Request, repo *up
 	defer content.Close()
 	header := w.Header()
 	contentHeader(header, m.MediaType, m.Digest)
-	setStatus(header, repo, m.Outcome, m.Age)
+	setStatus(r.Context(), header, repo, story{m.Outcome, m.Age, m.Asked, m.Joined})
 	return serveContent(w, r, content, m.Size)
-}
-
-// setStatus says how an answer came about (RFC 9211) and, if it is an old one, that
-// it is.
-func setStatus(header http.Header, repo *upstream.Repository, outcome manifestcache.Outcome, age time.Duration) {
-	status := "larder; fwd=uri-miss; stored; detail=miss"
-	switch outcome {
-	case manifestcache.Hit:
-		status = "larder; hit; detail=hit"
-	case manifestcache.Revalidated:
-		status = "larder; fwd=stale; fwd-status=200; detail=revalidated"
-	case manifestcache.Stale:
-		status = fmt.Sprintf("larder; hit; ttl=-%d; detail=stale", int64(age/time.Second))
-		header.Set("Age", strconv.FormatInt(int64(age/time.Second), 10))
-		header.Set("Warning", fmt.Sprintf(`299 - "%s can't be asked; larder answers with what it last said, %s ago"`,
-			repo.Host(), age.Round(time.Second)))
-	}
-	header.Set("Cache-Status", status)
 }

@@ -36,6 +36,7 @@ func wantOutcome(t *testing.T, a answer, outcome string) {
 	if got := a.Header.Get("Cache-Status"); !strings.HasPrefix(got, "larder; ") || !strings.HasSuffix(got, "; detail="+outcome) {
 		t.Errorf("Cache-Status is %q, want %s", got, outcome)
 	}
+	wantGrammar(t, a)
 }
 
 const ociManifest = "application/vnd.oci.image.manifest.v1+json"

@@ -78,6 +78,44 @@ type Manifest struct {
 	Body    []byte
 	Outcome Outcome
 	Age     time.Duration // since it was last validated
+	Asked   *Question     // what that took; nil: upstream was not asked
+	Joined  bool          // somebody else was asking already
+}
+
+// Question is what came of asking upstream for an answer.
+type Question struct {
+	Took   time.Duration // upstream, to answer
+	Known  bool          // an answer of the past was there
+	Stored bool          // what upstream sent is kept
+	Err    error         // why there is no answer
+}
+
+// questioned is an Upstream that keeps account of what it is asked.
+type questioned struct {
+	Upstream
+	Question
+	asked bool
+}
+
+// HeadManifest implements Upstream.
+func (q *questioned) HeadManifest(ctx context.Context, reference string) (ocispec.Descriptor, error) {
+	began := time.Now()
+	desc, err := q.Upstream.HeadManifest(ctx, reference)
+	q.account(began, err)
+	return desc, err
+}
+
+// GetManifest implements Upstream.
+func (q *questioned) GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error) {
+	began := time.Now()
+	desc, body, err := q.Upstream.GetManifest(ctx, reference)
+	q.account(began, err)
+	return desc, body, err
+}
+
+func (q *questioned) account(began time.Time, err error) {
+	q.Took += time.Since(began)
+	q.Err, q.asked = err, true
 }
 
 // Config says how long what is known is good. The zero Config keeps manifests
@@ -98,7 +136,13 @@ type Config struct {
 	// Spare says why an upstream, named by a repository of its, should not be
 	// asked now what a tag points at if that is known; its error need not be one
 	// that StaleIf tells. nil, or a nil error: ask.
-	Spare   func(repository string) error
+	Spare func(repository string) error
+	// Pinned tells tags and digests of a repository that are pinned; see Pin. nil:
+	// none are.
+	Pinned func(repository, reference string) bool
+	// Hold is told which blobs pinned images have: at once if there are no pins, or
+	// else when Run knows what is on disk, and whenever that changes. nil: nobody is.
+	Hold    func(blobs map[digest.Digest]bool)
 	Memory  *memory.Cache                       // for what is read most; nil: none
 	Observe func(op string, took time.Duration) // commit; nil: nobody counts
 	Logger  *zap.Logger                         // nil: none
@@ -123,10 +167,12 @@ type Cache struct {
 	whole   chan struct{} // has room for who reads a large manifest into memory, to check it
 	scanned chan struct{} // closed when Run knows what is on disk, or scanErr says that it never will
 	scanErr error
-	unread  atomic.Bool // some could not be read then
+	unread  atomic.Bool   // some could not be read then
+	repins  chan struct{} // has something when it may have changed what pins hold
 
 	mu sync.Mutex // guards what follows
 	index
+	pins      pins
 	storeErrs map[string]int64 // all that was ever wrong with the disk, by kind
 }
 
@@ -150,9 +196,13 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), repins: make(chan struct{}, 1), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
+	}
+	c.readPins()
+	if c.cfg.Hold != nil && !c.anyPins() {
+		c.cfg.Hold(nil)
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c, nil
@@ -176,24 +226,35 @@ func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest
 			return c.answer(m, Hit, right.at.Time()), nil
 		}
 	}
-	return c.ask(ctx, repository+"@"+d.String(), func(ctx context.Context) (*Manifest, error) {
+	return c.ask(ctx, repository+"@"+d.String(), up, func(ctx context.Context, up *questioned) (*Manifest, error) {
 		return c.prove(ctx, repository, d, up)
 	})
 }
 
 // ask is once for a manifest, whose outcome it counts.
-func (c *Cache) ask(ctx context.Context, key string, question func(context.Context) (*Manifest, error)) (*Manifest, error) {
-	m, err := once(ctx, c, key, question)
+func (c *Cache) ask(ctx context.Context, key string, up Upstream, question func(context.Context, *questioned) (*Manifest, error)) (*Manifest, error) {
+	m, joined, err := once(ctx, c, key, func(ctx context.Context) (*Manifest, error) {
+		q := &questioned{Upstream: up}
+		m, err := question(ctx, q)
+		if err == nil && q.asked {
+			m.Asked = &q.Question
+		}
+		return m, err
+	})
 	if err == nil {
+		m.Joined = joined
 		c.answered(m)
 	}
 	return m, err
 }
 
 // once asks a question for all who want the same key at the same time, on the
-// cache's own context: a caller who leaves takes nothing from the others.
-func once[T any](ctx context.Context, c *Cache, key string, question func(context.Context) (*T, error)) (*T, error) {
+// cache's own context: a caller who leaves takes nothing from the others. joined
+// is for who finds it being asked already.
+func once[T any](ctx context.Context, c *Cache, key string, question func(context.Context) (*T, error)) (answer *T, joined bool, err error) {
+	asking := false // read only when there is a result
 	result := c.flights.DoChan(key, func() (any, error) {
+		asking = true
 		c.mu.Lock()
 		if c.ctx.Err() != nil {
 			c.mu.Unlock()
@@ -213,12 +274,12 @@ func once[T any](ctx context.Context, c *Cache, key string, question func(contex
 	select {
 	case r := <-result:
 		if r.Err != nil {
-			return nil, r.Err
+			return nil, !asking, r.Err
 		}
 		own := *r.Val.(*T)
-		return &own, nil
+		return &own, !asking, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, false, context.Cause(ctx)
 	}
 }
 
@@ -236,8 +297,9 @@ func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
 
 // prove gets the manifest d for a repository that is not known to have it, or
 // not recently.
-func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, up Upstream) (*Manifest, error) {
+func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, up *questioned) (*Manifest, error) {
 	m := c.load(d)
+	_, up.Known = c.validated(repository, d)
 	if m != nil {
 		desc, err := up.HeadManifest(ctx, d.String())
 		if err != nil {
@@ -271,7 +333,7 @@ func (c *Cache) unproven(repository string, d digest.Digest, m *Manifest, err er
 }
 
 // fetch gets a manifest from upstream, checks it and stores it.
-func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upstream) (*Manifest, error) {
+func (c *Cache) fetch(ctx context.Context, repository, reference string, up *questioned) (*Manifest, error) {
 	desc, body, err := up.GetManifest(ctx, reference)
 	if err != nil {
 		return nil, err
@@ -295,7 +357,7 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up Upst
 		Descriptor: ocispec.Descriptor{MediaType: desc.MediaType, Digest: want, Size: int64(len(body))},
 		Body:       body,
 	}
-	if c.store(m) && m.Size > maxBody {
+	if up.Stored = c.store(m); up.Stored && m.Size > maxBody {
 		m.Body = nil
 	}
 	c.validate(repository, m)

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -60,6 +61,13 @@ func (c *Cache) Run(ctx context.Context) error {
 	for _, hash := range hashes {
 		c.unlist(hash)
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // it is not known what pins hold
+	}
+	c.workOutPins()
+	var pinning sync.WaitGroup
+	pinning.Go(func() { c.keepPins(ctx) })
+	defer pinning.Wait()
 	return c.due.Run(ctx, c.expire)
 }
 
@@ -94,11 +102,13 @@ func (c *Cache) expire(x expiring) (next time.Time, keep bool) {
 // lifeWith is the end of life of what lives as long as a manifest. Needs mu.
 func (c *Cache) lifeWith(manifest *compact.Digest) (end time.Time, held bool) {
 	e := c.manifests.Find(manifest)
-	if e == nil {
-		return end, false
+	switch {
+	case c.pins.held[manifest.Digest()]:
+		end = time.Now().Add(c.cfg.TTL) // or when it is released
+	case e != nil:
+		end = e.used.Time().Add(c.cfg.TTL)
 	}
-	end, _ = e.lifeEnds(c)
-	return end, true
+	return end, e != nil
 }
 
 // unread is a file that could not be read, by its name. It is read again at the end
@@ -186,6 +196,8 @@ func (c *Cache) found(name string, de fs.DirEntry) (ok bool) {
 		return true // being written
 	case tagDir:
 		ok = isTagName(name)
+	case pinDir:
+		return true // read already
 	case listDir:
 		if ok = isListName(name); ok {
 			c.useList(name, fi.Size(), past(fi.ModTime()))

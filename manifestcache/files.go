@@ -158,7 +158,7 @@ func (c *Cache) Content(m *Manifest) (io.ReadSeekCloser, error) {
 
 // inMemory is content that is not large, or that the disk has not taken.
 type inMemory struct {
-	bytes.Reader
+	memory.Reader
 	release func() // nil: it takes no room that has a bound
 }
 

@@ -73,7 +73,8 @@ func (e *entry) file() string        { return manifestName(e.name.Digest()) }
 func (e *entry) known(c *Cache) bool { return c.manifests.Find(&e.name) == e }
 
 func (e *entry) lifeEnds(c *Cache) (end time.Time, held bool) {
-	return e.used.Time().Add(c.cfg.TTL), false
+	end, _ = c.lifeWith(&e.name)
+	return end, false
 }
 
 func (e *entry) gone(c *Cache) {
@@ -287,6 +288,7 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	v := repo.rights.Get(m.Digest)
 	if v == nil {
 		v = c.addRight(repo, m.Digest)
+		c.pinMoved(repository, string(m.Digest))
 	}
 	write := now.Sub(v.touched.Time()).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
 	v.at, v.mediaType = compact.TimeOf(now), shared(m.MediaType)
@@ -402,6 +404,9 @@ func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
 		c.manifests.Put(e)
 		c.schedule(e, used)
 		c.bytes += e.size
+		if c.pins.held[m.Digest] {
+			c.repin() // now it is known what it leads to
+		}
 	}
 	if e.number != 0 && e.kind != kind { // upstream has changed its mind
 		c.layers.remove(e)

@@ -25,6 +25,7 @@ type Image struct {
 	Expires    time.Time // zero: never
 	Hits       int64     // answers with it that it was not fetched for, since Open
 	Listed     bool      // by an index of the repository that is here
+	Held       bool      // a pin holds it
 }
 
 // Tag is what a tag pointed at when upstream last said so.
@@ -110,7 +111,8 @@ func (c *Cache) Images(repository string) []Image {
 // image is what is known of a manifest, whoever has it. Needs mu.
 func (c *Cache) image(e *entry) Image {
 	img := Image{Digest: e.name.Digest(), Size: e.size, Used: e.used.Time(), Hits: e.hits}
-	if c.cfg.TTL > 0 {
+	img.Held = c.pins.held[img.Digest]
+	if c.cfg.TTL > 0 && !img.Held {
 		img.Expires = img.Used.Add(c.cfg.TTL)
 	}
 	return img

@@ -38,6 +38,8 @@ type List struct {
 	Content io.ReadSeekCloser
 	Outcome Outcome
 	Age     time.Duration // since upstream sent it
+	Asked   *Question     // what that took; nil: upstream was not asked
+	Joined  bool          // somebody else was asking already
 
 	validated time.Time
 }
@@ -101,13 +103,17 @@ func (c *Cache) list(ctx context.Context, repository, name string, fetch func(co
 	if l := c.freshList(repository, name); l != nil {
 		return l, nil
 	}
-	return once(ctx, c, "list "+listKey(repository, name), func(ctx context.Context) (*List, error) {
+	l, joined, err := once(ctx, c, "list "+listKey(repository, name), func(ctx context.Context) (*List, error) {
 		// Who comes when another question has just been answered finds the answer.
 		if l := c.freshList(repository, name); l != nil {
 			return l, nil
 		}
 		return c.fetchList(ctx, repository, name, fetch)
 	})
+	if err == nil {
+		l.Joined = joined
+	}
+	return l, err
 }
 
 // freshList is the list, if upstream need not be asked for it, or nil.
@@ -126,10 +132,12 @@ func (c *Cache) freshList(repository, name string) *List {
 // fetchList asks upstream. As with a tag, no answer leaves the list as it was, and
 // a no ends it.
 func (c *Cache) fetchList(ctx context.Context, repository, name string, fetch func(context.Context) (*List, error)) (*List, error) {
+	began := time.Now()
 	l, err := fetch(ctx)
+	asked := &Question{Took: time.Since(began), Err: err}
 	if err == nil {
-		l.Outcome, l.Age, l.Size = Miss, 0, int64(len(l.Body))
-		if c.storeList(repository, name, l) && l.Size > maxBody {
+		l.Outcome, l.Age, l.Size, l.Asked = Miss, 0, int64(len(l.Body)), asked
+		if asked.Known, asked.Stored = c.storeList(repository, name, l); asked.Stored && l.Size > maxBody {
 			l.Body = nil
 		}
 		return l, nil
@@ -147,7 +155,7 @@ func (c *Cache) fetchList(ctx context.Context, repository, name string, fetch fu
 	}
 	c.log.Warn("upstream can't list; answering with what it last said",
 		zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Duration("age", old.Age), zap.Error(err))
-	old.Outcome = Stale
+	old.Outcome, old.Asked = Stale, asked
 	return old, nil
 }
 
@@ -183,7 +191,7 @@ func (c *Cache) openList(repository, name string, found *List) (*List, error) {
 		return nil, fmt.Errorf("list %s of %s: %w", withoutQuery(name), repository, err)
 	}
 	l.Content = &inFile{io.NewSectionReader(f, fi.Size()-l.Size, l.Size), f}
-	l.Outcome, l.Age = found.Outcome, found.Age
+	l.Outcome, l.Age, l.Asked, l.Joined = found.Outcome, found.Age, found.Asked, found.Joined
 	return l, nil
 }
 
@@ -202,11 +210,13 @@ func (c *Cache) openListFile(repository, name string) (*List, *os.File, fs.FileI
 }
 
 // storeList writes to disk what upstream has just sent. If it is what is there
-// already, and not large, only its time is new.
-func (c *Cache) storeList(repository, name string, l *List) (stored bool) {
+// already, and not large, only its time is new. It
+// was known if there was something before.
+func (c *Cache) storeList(repository, name string, l *List) (known, stored bool) {
 	file, now := listName(repository, name), time.Now()
 	data := encodeList(listKey(repository, name), l)
 	old, _, err := c.readFile(file)
+	known = err == nil
 	if err != nil || !bytes.Equal(old, data) {
 		err = c.write(file, data)
 	}
@@ -216,10 +226,10 @@ func (c *Cache) storeList(repository, name string, l *List) (stored bool) {
 	if err != nil {
 		c.complain("list not stored", err, zap.String("repository", repository), zap.String("list", withoutQuery(name)))
 		c.removeList(file) // what it says is not true any more
-		return false
+		return known, false
 	}
 	c.useList(file, int64(len(data)), now)
-	return true
+	return known, true
 }
 
 // useList notes the use of a file, and removes those that are too many now.

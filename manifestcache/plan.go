@@ -24,6 +24,15 @@ type Plan struct {
 	removal removal
 }
 
+// Pinned is what becomes of what pins hold.
+type Pinned uint8
+
+// It is left where it is, or goes like all else.
+const (
+	Spare Pinned = iota
+	Include
+)
+
 // Sized is a manifest and its size.
 type Sized struct {
 	Digest digest.Digest
@@ -133,7 +142,7 @@ func (x *index) knows(hash [sha256.Size]byte, d digest.Digest) bool {
 
 // PlanPrune is for all that was last used before then, of the repositories that
 // match. With a nil match it is for what belongs to no repository, too.
-func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time) *Plan {
+func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time, pinned Pinned) *Plan {
 	c.mu.Lock()
 	names := make(map[[sha256.Size]byte]string, len(c.repositories))
 	for hash, repo := range c.repositories {
@@ -143,14 +152,14 @@ func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time) 
 	r := newRemoval()
 	for hash, name := range names {
 		if match == nil || match(name) {
-			c.dropUnused(&r, hash, before)
+			c.dropUnused(&r, hash, before, pinned)
 		}
 	}
 	c.mu.Lock()
 	if match == nil {
 		for e := range c.manifests.All() {
-			if e.used.Time().Before(before) {
-				r.loose[e.name.Digest()] = true
+			if d := e.name.Digest(); e.used.Time().Before(before) && (pinned == Include || !c.pins.held[d]) {
+				r.loose[d] = true
 			}
 		}
 	}
@@ -161,7 +170,7 @@ func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time) 
 
 // dropUnused plans for a repository to lose what was last used before then. One at
 // a time, so that nobody waits for all of them.
-func (c *Cache) dropUnused(r *removal, hash [sha256.Size]byte, before time.Time) {
+func (c *Cache) dropUnused(r *removal, hash [sha256.Size]byte, before time.Time, pinned Pinned) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	repo := c.repositories[hash]
@@ -169,6 +178,9 @@ func (c *Cache) dropUnused(r *removal, hash [sha256.Size]byte, before time.Time)
 		return
 	}
 	old := c.unused(repo, before)
+	if pinned == Spare {
+		maps.DeleteFunc(old, func(d digest.Digest, _ bool) bool { return c.pins.held[d] })
+	}
 	for name, t := range repo.tags {
 		if old[t.manifest.Digest()] {
 			r.tags[tagKey{hash, name}] = true

@@ -65,6 +65,9 @@ func (c *Cache) forgetAll(p *Plan) (changed map[[sha256.Size]byte]*repository, l
 	for _, m := range p.Manifests {
 		c.dropManifest(m.Digest)
 	}
+	if len(changed) > 0 {
+		c.repin()
+	}
 	for hash, repo := range changed {
 		if repo.rights.Len() == 0 {
 			lost = append(lost, hash)

@@ -123,14 +123,18 @@ func TestWhatGoesWithWhat(t *testing.T) {
 		},
 		"digest of an index": {func(s *stock) *manifestcache.Plan { return s.PlanDigest(s.index.digest) }, "tag docker.io/library/a:multi 3 rights arm arm's index"},
 		"digest of nothing":  {func(s *stock) *manifestcache.Plan { return s.PlanDigest(base) }, "0 rights"},
-		"pruned: all":        {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, later()) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag docker.io/library/a:multi tag ghcr.io/b:app 6 rights app app's arm arm's base index other other's shared shared's"},
-		"pruned: any name":   {func(s *stock) *manifestcache.Plan { return s.PlanPrune(all, later()) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag docker.io/library/a:multi tag ghcr.io/b:app 6 rights app app's arm arm's base index other other's shared shared's"},
-		"pruned: too young":  {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, time.Now().Add(-time.Hour)) }, "0 rights"},
-		"pruned: nobody's":   {func(s *stock) *manifestcache.Plan { return s.PlanPrune(func(string) bool { return false }, later()) }, "0 rights"},
-		"pruned: but one":    {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, s.allBut(s.app)) }, "tag docker.io/library/a:multi tag ghcr.io/b:app 5 rights arm arm's index other other's shared shared's"},
-		"pruned: but a list": {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, s.allBut(s.index)) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag ghcr.io/b:app 2 rights app app's base other other's"},
+		"pruned: all":        {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, later(), manifestcache.Spare) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag docker.io/library/a:multi tag ghcr.io/b:app 6 rights app app's arm arm's base index other other's shared shared's"},
+		"pruned: any name":   {func(s *stock) *manifestcache.Plan { return s.PlanPrune(all, later(), manifestcache.Spare) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag docker.io/library/a:multi tag ghcr.io/b:app 6 rights app app's arm arm's base index other other's shared shared's"},
+		"pruned: too young": {func(s *stock) *manifestcache.Plan {
+			return s.PlanPrune(nil, time.Now().Add(-time.Hour), manifestcache.Spare)
+		}, "0 rights"},
+		"pruned: nobody's": {func(s *stock) *manifestcache.Plan {
+			return s.PlanPrune(func(string) bool { return false }, later(), manifestcache.Spare)
+		}, "0 rights"},
+		"pruned: but one":    {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, s.allBut(s.app), manifestcache.Spare) }, "tag docker.io/library/a:multi tag ghcr.io/b:app 5 rights arm arm's index other other's shared shared's"},
+		"pruned: but a list": {func(s *stock) *manifestcache.Plan { return s.PlanPrune(nil, s.allBut(s.index), manifestcache.Spare) }, "tag docker.io/library/a:1 tag docker.io/library/a:2 tag ghcr.io/b:app 2 rights app app's base other other's"},
 		"pruned: one's, aged": {func(s *stock) *manifestcache.Plan {
-			return s.PlanPrune(func(n string) bool { return n == "ghcr.io/b" }, later())
+			return s.PlanPrune(func(n string) bool { return n == "ghcr.io/b" }, later(), manifestcache.Spare)
 		}, "tag ghcr.io/b:app 2 rights other other's"},
 	}
 	for name, test := range tests {
@@ -331,7 +335,7 @@ func TestRemovalWhileEverybodyPulls(t *testing.T) {
 			func() *manifestcache.Plan { return s.PlanRepository(s.a.name) },
 			func() *manifestcache.Plan { return s.PlanTag(s.b.name, "app") },
 			func() *manifestcache.Plan { return s.PlanDigest(s.shared.digest) },
-			func() *manifestcache.Plan { return s.PlanPrune(nil, later()) },
+			func() *manifestcache.Plan { return s.PlanPrune(nil, later(), manifestcache.Spare) },
 		} {
 			operators.Go(func() {
 				for range 50 {
@@ -350,7 +354,7 @@ func TestRemovalWhileEverybodyPulls(t *testing.T) {
 				s.Peek(img.Digest) // what is known and not there is noticed
 			}
 		}
-		s.Remove(s.PlanPrune(nil, later()))
+		s.Remove(s.PlanPrune(nil, later(), manifestcache.Spare))
 		if got := s.Stats().Entries; got != 0 || len(s.Repositories()) != 0 {
 			t.Errorf("%d manifests left, in %v", got, s.Repositories())
 		}

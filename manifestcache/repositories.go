@@ -154,6 +154,9 @@ func (c *Cache) noteTag(repository, tag string, d digest.Digest, validated time.
 	defer c.mu.Unlock()
 	repo := c.repository(hash)
 	repo.name = repository
+	if t := repo.tags[tag]; t == nil || t.manifest.Digest() != d {
+		c.pinMoved(repository, tag)
+	}
 	c.putTag(repo, tag, d, validated)
 }
 
@@ -173,6 +176,7 @@ func (c *Cache) takeTag(repo *repository, tag string) {
 	if t := repo.tags[tag]; t != nil {
 		delete(repo.tags, tag)
 		c.due.Delete(t)
+		c.pinMoved(repo.called(), tag)
 	}
 }
 
@@ -181,6 +185,7 @@ func (c *Cache) takeRight(repo *repository, d digest.Digest) {
 	if v := repo.rights.Get(d); v != nil {
 		repo.rights.Delete(v)
 		c.due.Delete(v)
+		c.pinMoved(repo.called(), string(d))
 	}
 }
 

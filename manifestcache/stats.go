@@ -16,6 +16,8 @@ type Stats struct {
 	Fetched                      int64            // bytes of manifests that came from upstream
 	StoreErrors                  map[string]int64 // of the disk, by durable.Kind
 	Expired, ExpireErrors, Scans int64
+	Pins                         int64 // by hand
+	Held                         int64 // manifests that pins hold and that are here
 	Remembered                   int64 // rights to blobs: named by a manifest, or proven
 	RememberedHits               int64 // of them: upstream need not be asked
 	RememberedMisses             int64
@@ -50,5 +52,11 @@ func (c *Cache) Stats() Stats {
 	defer c.mu.Unlock()
 	s.Entries, s.Bytes, s.StoreErrors = int64(c.manifests.Len()), c.bytes, maps.Clone(c.storeErrs)
 	s.Remembered = int64(c.layers.held + len(c.proofs.proven))
+	s.Pins = int64(len(c.pins.hand))
+	for d := range c.pins.held {
+		if c.manifests.Get(d) != nil {
+			s.Held++
+		}
+	}
 	return s
 }

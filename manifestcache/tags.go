@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -26,14 +27,12 @@ func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) 
 			}
 		}
 	}
-	return c.ask(ctx, repository+":"+tag, func(ctx context.Context) (*Manifest, error) {
-		return c.revalidate(ctx, repository, tag, up)
-	})
+	return c.Revalidate(ctx, repository, tag, up)
 }
 
 // revalidate asks upstream what a tag points at now. A HEAD is enough if that
 // is on disk, be it the same as before or not.
-func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
+func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *questioned) (*Manifest, error) {
 	if err := c.cfg.Spare(repository); err != nil {
 		if m := c.stale(repository, tag, err); m != nil {
 			return m, nil
@@ -46,7 +45,7 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstr
 	if desc.Digest != "" {
 		// The media type is upstream's to say, and no digest covers it.
 		if m := c.load(desc.Digest); m != nil && m.MediaType == desc.MediaType {
-			c.link(repository, tag, m)
+			up.Known = c.link(repository, tag, m)
 			return dated(m, Revalidated, time.Now()), nil
 		}
 	}
@@ -61,7 +60,7 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up Upstr
 		}
 		return c.withoutAnswer(repository, tag, err)
 	}
-	c.link(repository, tag, m)
+	up.Known = c.link(repository, tag, m)
 	return m, nil
 }
 
@@ -117,10 +116,37 @@ func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) 
 	return m, link.validated
 }
 
+// Revalidate is ByTag, but that upstream is asked however lately it was.
+func (c *Cache) Revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
+	return c.ask(ctx, repository+":"+tag, up, func(ctx context.Context, up *questioned) (*Manifest, error) {
+		return c.revalidate(ctx, repository, tag, up)
+	})
+}
+
+// maxMoves bounds what is remembered of where a tag has pointed.
+const maxMoves = 20
+
+// Move is that upstream said of a tag that it points at something else than From,
+// which it had pointed at when upstream was asked before.
+type Move struct {
+	At   time.Time     `json:"at"`
+	From digest.Digest `json:"from"`
+}
+
+// Moves lists how a tag has come to point at what it does, the newest first.
+func (c *Cache) Moves(repository, tag string) []Move {
+	l, err := c.readLink(tagName(repository, tag))
+	if err != nil || l.Reference != repository+":"+tag {
+		return nil
+	}
+	return slices.DeleteFunc(l.Moves, func(m Move) bool { return m.From.Validate() != nil })
+}
+
 // link is the content of a tag's file.
 type link struct {
 	Reference  string             `json:"reference"` // the name is a hash
 	Descriptor ocispec.Descriptor `json:"descriptor"`
+	Moves      []Move             `json:"moves,omitempty"`
 
 	validated time.Time
 }
@@ -202,14 +228,20 @@ func (c *Cache) pointsAt(repository, tag string) (d digest.Digest, validated tim
 	return "", time.Time{}
 }
 
-// link records that upstream says that a tag points at m, now.
-func (c *Cache) link(repository, tag string, m *Manifest) {
+// link records that upstream says that a tag points at m, now. It reports whether
+// it was known to point at anything before.
+func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
 	c.validate(repository, m)
 	name, now := tagName(repository, tag), time.Now()
 	old := c.readTag(repository, tag)
 	var err error
 	if old == nil || old.Descriptor.Digest != m.Digest {
-		data, _ := json.Marshal(link{Reference: repository + ":" + tag, Descriptor: m.Descriptor})
+		l := link{Reference: repository + ":" + tag, Descriptor: m.Descriptor}
+		if old != nil {
+			l.Moves = append([]Move{{now.UTC().Truncate(time.Second), old.Descriptor.Digest}}, old.Moves...)
+			l.Moves = l.Moves[:min(len(l.Moves), maxMoves)]
+		}
+		data, _ := json.Marshal(l)
 		err = c.write(name, data)
 	}
 	if err == nil {
@@ -218,9 +250,10 @@ func (c *Cache) link(repository, tag string, m *Manifest) {
 	if err != nil {
 		c.complain("tag not stored", err, zap.String("repository", repository), zap.String("tag", tag))
 		c.removeTag(repository, tag) // what it says is not true any more
-		return
+		return old != nil
 	}
 	c.noteTag(repository, tag, m.Digest, now)
+	return old != nil
 }
 
 func (c *Cache) removeTag(repository, tag string) {

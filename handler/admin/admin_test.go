@@ -25,6 +25,7 @@ import (
 	"larder/handler/middleware"
 	"larder/handler/upstream"
 	"larder/handler/upstream/upstreamtest"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -34,7 +35,8 @@ type larder struct {
 	blobs     *blobcache.Cache
 	manifests *manifestcache.Cache
 	registry  http.Handler
-	admin     http.Handler
+	config    admin.Config
+	admin     *admin.Handler
 	detail    string
 	ready     error
 	locked    bool
@@ -57,19 +59,20 @@ func newLarder(t *testing.T) *larder {
 		t.Fatal(err)
 	}
 	l.manifests, err = manifestcache.Open(root(t), manifestcache.Config{
+		Pinned: func(_, reference string) bool { return reference == "kept" }, Hold: l.blobs.Hold,
 		TagTTL: time.Hour, StaleIf: upstream.Unreachable, Memory: kept, Observe: metrics.Stored("manifest"),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Memory: kept, Upstreams: upstreams, Limit: new(middleware.LimitCounts)})
+	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Memory: kept, Upstreams: upstreams, Limit: new(middleware.LimitCounts), Warmer: new(warm.Warmer)})
 	h := handler.New(handler.Config{Upstreams: upstreams, Blobs: l.blobs, Manifests: l.manifests})
 	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe, Running: metrics.Running, Identify: h.Identify}, "metrics", "readonly")
 	if err != nil {
 		t.Fatal(err)
 	}
-	control := &admin.Control{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Logger: zap.NewNop()}
-	l.admin = admin.New(metrics, func() (string, error) { return l.detail, l.ready }, control, func(next http.Handler) http.Handler {
+	control := &admin.Control{Blobs: l.blobs, Manifests: l.manifests, Upstreams: upstreams, Denied: func(string) string { return "" }, Logger: zap.NewNop()}
+	l.config = admin.Config{Metrics: metrics, Ready: func() (string, error) { return l.detail, l.ready }, Control: control, Hosts: []string{"example.com"}, Protect: func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if l.locked {
 				w.WriteHeader(http.StatusUnauthorized)
@@ -77,7 +80,8 @@ func newLarder(t *testing.T) *larder {
 			}
 			next.ServeHTTP(w, r)
 		})
-	})
+	}}
+	l.admin = admin.New(l.config)
 	t.Cleanup(func() {
 		for _, c := range []io.Closer{l.blobs, l.manifests, upstreams} {
 			if err := c.Close(); err != nil {
@@ -172,7 +176,7 @@ func TestAdminHasNothingElse(t *testing.T) {
 	l := newLarder(t)
 	for path, status := range map[string]int{
 		"/debug/pprof/": 200, "/debug/pprof/heap?debug=1": 200, "/debug/pprof/goroutine?debug=1": 200, "/debug/pprof/cmdline": 200, "/debug/pprof/symbol": 200, "/debug/vars": 200,
-		"/": 404, "/v2/": 404, "/v2/library/alpine/manifests/1": 404, "/debug/": 404, "/readyz/x": 404,
+		"/": 200, "/static/style.css": 200, "/x": 404, "/static/": 404, "/static/status.html": 404, "/v2/": 404, "/v2/library/alpine/manifests/1": 404, "/debug/": 404, "/readyz/x": 404,
 	} {
 		if w := ask(l.admin, "GET", path); w.Code != status {
 			t.Errorf("GET %s: got %d, want %d", path, w.Code, status)

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/url"
@@ -51,6 +52,7 @@ type image struct {
 	Used      time.Time  `json:"used"`
 	Expires   *time.Time `json:"expires"` // when the first part of it does, if it is not used until then
 	Hits      int64      `json:"hits"`    // since larder was started
+	Pinned    bool       `json:"pinned"`  // a pin holds it
 }
 
 type tag struct {
@@ -85,13 +87,14 @@ func (c *Control) list(r *http.Request) (*reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.find(r, s)
+	return c.page(r, s)
 }
 
 // search is which images are wanted, in which order, and how many.
 type search struct {
-	repository func(name string) bool
+	repository func(name string) bool // nil: all
 	tag        string
+	text       string                          // a part of repository:tag
 	weigh      func(manifestcache.Image) int64 // nil: the order is that of the names
 	after      *place
 	n          int
@@ -128,7 +131,7 @@ func (c *Control) search(r *http.Request, known ...string) (*search, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &search{repository: func(string) bool { return true }, tag: query.Get("tag"), n: usualPage, query: query}
+	s := &search{tag: query.Get("tag"), n: usualPage, query: query}
 	if query.Has("repository") {
 		if s.repository, err = c.matcher(query.Get("repository")); err != nil {
 			return nil, err
@@ -137,14 +140,8 @@ func (c *Control) search(r *http.Request, known ...string) (*search, error) {
 	if _, err := path.Match(s.tag, ""); err != nil {
 		return nil, bad(errcode.TagInvalid, "tag is not a pattern like 3.*")
 	}
-	switch query.Get("sort") {
-	case "", "name":
-	case "size":
-		s.weigh = func(img manifestcache.Image) int64 { return -c.measure(img.Digest).total }
-	case "used":
-		s.weigh = func(img manifestcache.Image) int64 { return img.Used.UnixNano() }
-	default:
-		return nil, bad(errcode.Unsupported, "sort is not one of name, size, used")
+	if err := s.order(c, query.Get("sort")); err != nil {
+		return nil, err
 	}
 	if query.Has("n") {
 		if s.n, err = strconv.Atoi(query.Get("n")); err != nil || s.n < 1 || s.n > maxPage {
@@ -157,6 +154,20 @@ func (c *Control) search(r *http.Request, known ...string) (*search, error) {
 		}
 	}
 	return s, nil
+}
+
+// order sets the order: what is found first.
+func (s *search) order(c *Control, sort string) error {
+	switch sort {
+	case "", "name":
+	case "size":
+		s.weigh = func(img manifestcache.Image) int64 { return -c.measure(img.Digest).total }
+	case "used":
+		s.weigh = func(img manifestcache.Image) int64 { return img.Used.UnixNano() }
+	default:
+		return bad(errcode.Unsupported, "sort is not one of name, size, used")
+	}
+	return nil
 }
 
 // matcher reads what repositories are meant: a pattern, or a name as clients may
@@ -174,23 +185,38 @@ func (c *Control) matcher(pattern string) (func(name string) bool, error) {
 	return match, nil
 }
 
-// find answers with the page that is searched for. What an image consists of is
-// looked at for those on the page only, unless they are in the order of size.
-func (c *Control) find(r *http.Request, s *search) (*reply, error) {
-	if err := c.known(r.Context()); err != nil {
+// page answers with the page that is searched for.
+func (c *Control) page(r *http.Request, s *search) (*reply, error) {
+	found, next, err := c.find(r.Context(), s)
+	if err != nil {
 		return nil, err
 	}
+	answer := page{Images: append([]image{}, found...)}
+	if next != nil {
+		s.query.Set("last", next.String())
+		answer.Next = (&url.URL{Path: r.URL.Path, RawQuery: s.query.Encode()}).String()
+	}
+	return &reply{body: answer, next: answer.Next}, nil
+}
+
+// find lists what is searched for, and where more is, if there is more. What an
+// image consists of is looked at for those in the list only, unless they are in the
+// order of size.
+func (c *Control) find(ctx context.Context, s *search) (images []image, next *place, err error) {
+	if err := c.known(ctx); err != nil {
+		return nil, nil, err
+	}
 	var found []place
-	images := make(map[place]manifestcache.Image)
+	at := make(map[place]manifestcache.Image)
 	cut := func(most int) {
 		slices.SortFunc(found, place.compare)
 		for _, p := range found[min(most, len(found)):] {
-			delete(images, p)
+			delete(at, p)
 		}
 		found = found[:min(most, len(found))]
 	}
 	for _, name := range c.Manifests.Repositories() {
-		if !s.repository(name) || s.weigh == nil && s.after != nil && name < s.after.repository {
+		if s.repository != nil && !s.repository(name) || s.weigh == nil && s.after != nil && name < s.after.repository {
 			continue
 		}
 		for _, img := range c.Manifests.Images(name) {
@@ -204,7 +230,7 @@ func (c *Control) find(r *http.Request, s *search) (*reply, error) {
 			if s.after != nil && p.compare(*s.after) <= 0 {
 				continue
 			}
-			images[p] = img
+			at[p] = img
 			if found = append(found, p); len(found) > 2*s.n {
 				cut(s.n + 1)
 			}
@@ -212,28 +238,30 @@ func (c *Control) find(r *http.Request, s *search) (*reply, error) {
 		if s.weigh == nil && len(found) > s.n {
 			break
 		}
-		if r.Context().Err() != nil {
-			return nil, r.Context().Err()
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
 		}
 	}
 	cut(s.n + 1)
-	answer := page{Images: []image{}}
 	if len(found) > s.n {
 		found = found[:s.n]
-		s.query.Set("last", found[s.n-1].String())
-		answer.Next = (&url.URL{Path: r.URL.Path, RawQuery: s.query.Encode()}).String()
+		next = &found[s.n-1]
 	}
 	for _, p := range found {
-		if img, ok := c.describe(images[p]); ok {
-			answer.Images = append(answer.Images, img)
+		if img, ok := c.describe(at[p]); ok {
+			images = append(images, img)
 		}
 	}
-	return &reply{body: answer, next: answer.Next}, nil
+	return images, next, nil
 }
 
 // wants reports whether an image is searched for. What an index lists is shown
 // with the index, unless it has a tag of its own.
 func (s *search) wants(img manifestcache.Image) bool {
+	isText := func(t manifestcache.Tag) bool { return strings.Contains(img.Repository+":"+t.Name, s.text) }
+	if !strings.Contains(img.Repository, s.text) && !slices.ContainsFunc(img.Tags, isText) {
+		return false
+	}
 	if s.tag == "" {
 		return !img.Listed || len(img.Tags) > 0
 	}
@@ -277,7 +305,7 @@ func (c *Control) describe(from manifestcache.Image) (image, bool) {
 	img := image{
 		Repository: from.Repository, Digest: from.Digest, MediaType: body.MediaType, Size: from.Size, Total: m.total,
 		Tags: []tag{}, TagCount: len(from.Tags), Blobs: len(m.blobs), Missing: []missing{},
-		Validated: second(from.Validated), Used: second(from.Used), Hits: from.Hits,
+		Validated: second(from.Validated), Used: second(from.Used), Hits: from.Hits, Pinned: from.Held,
 	}
 	for _, t := range from.Tags[:min(len(from.Tags), maxDetails)] {
 		img.Tags = append(img.Tags, tag{t.Name, second(t.Validated)})

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"maps"
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,6 +10,7 @@ import (
 	"larder/blobcache/memory"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -50,6 +52,17 @@ var (
 	runningDesc    = prometheus.NewDesc("larder_limit_running", "Requests for what is in a repository, without HEADs, that run now.", nil, nil)
 	queuedDesc     = prometheus.NewDesc("larder_limit_queued", "Requests that wait until others have run.", nil, nil)
 	refusedDesc    = prometheus.NewDesc("larder_limit_refused_total", "Requests that have not run: too many waited (full), it waited too long (late), its client left while it waited (left).", []string{"reason"}, nil)
+	prefetchDesc   = prometheus.NewDesc("larder_prefetches", "Blobs that are being fetched before anybody has asked for them (LARDER_PREFETCH).", nil, nil)
+	prefetchedDesc = prometheus.NewDesc("larder_prefetched_blobs_total", "Blobs that were fetched before they were asked for: they came first (complete), a client came meanwhile (joined), none came in time (unused), they could not be had or kept (failed).", []string{"outcome"}, nil)
+	pinnedDesc     = prometheus.NewDesc("larder_pinned_entries", "Files in the cache that pins hold.", []string{"kind"}, nil)
+	pinnedBDesc    = prometheus.NewDesc("larder_pinned_bytes", "Bytes of blobs that pins hold.", nil, nil)
+	pinsDesc       = prometheus.NewDesc("larder_pins", "Images that are pinned by hand.", nil, nil)
+	warmingDesc    = prometheus.NewDesc("larder_warm_jobs", "Orders to warm images that are being carried out.", nil, nil)
+	warmedDesc     = prometheus.NewDesc("larder_warm_images_total", "References that were warmed, by what became of it: done, failed, stopped.", []string{"state"}, nil)
+	warmBytesDesc  = prometheus.NewDesc("larder_warm_bytes_total", "Bytes of blobs that were fetched to be warm.", nil, nil)
+	diskDesc       = prometheus.NewDesc("larder_disk_bytes", "Size of the file system that the cache is on.", nil, nil)
+	freeDesc       = prometheus.NewDesc("larder_disk_free_bytes", "What is free of it for larder.", nil, nil)
+	lostDesc       = prometheus.NewDesc("larder_audit_lost_total", "Audit records that could not be written.", nil, nil)
 	failedDesc     = prometheus.NewDesc("larder_expire_errors_total", "Expired files that could not be removed; each is tried again.", []string{"kind"}, nil)
 )
 
@@ -60,6 +73,8 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 		scrubbedDesc, doubtedDesc, fetchedDesc, answersDesc, resumedDesc, mismatchesDesc, damagedDesc, expiredDesc, failedDesc,
 		openDesc, tripsDesc, heldDesc, limitDesc, remainingDesc, sourceDesc, runningDesc, queuedDesc, refusedDesc,
 		rememberedDesc, remHitsDesc, remMissesDesc, memHitsDesc, memMissesDesc, memBytesDesc, memEntriesDesc, memMaxDesc,
+		warmingDesc, warmedDesc, warmBytesDesc, pinnedDesc, pinnedBDesc, pinsDesc, prefetchDesc, prefetchedDesc,
+		diskDesc, freeDesc, lostDesc,
 	} {
 		ch <- d
 	}
@@ -69,10 +84,25 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	s := sink(ch)
 	s.blobs(c.from.Blobs.Stats())
+	if size, free, err := c.from.Blobs.Disk(); err == nil {
+		s.gauge(diskDesc, size)
+		s.gauge(freeDesc, free)
+	}
 	s.manifests(c.from.Manifests.Stats())
 	s.memory(c.from.Memory.Stats())
 	s.upstreams(c.from.Upstreams.Stats())
 	s.limit(c.from.Limit.Stats())
+	s.warm(c.from.Warmer.Stats())
+	if c.from.Prefetched != nil {
+		running, ended := c.from.Prefetched()
+		s.gauge(prefetchDesc, running)
+		for outcome, n := range ended {
+			s.counter(prefetchedDesc, n, outcome)
+		}
+	}
+	if c.from.AuditLost != nil {
+		s.counter(lostDesc, c.from.AuditLost())
+	}
 }
 
 // sink takes the metrics of a scrape.
@@ -94,12 +124,12 @@ func (s sink) blobs(b blobcache.Stats) {
 	s.gauge(bytesDesc, b.PartialBytes, "partial")
 	s.gauge(maxDesc, b.MaxBytes)
 	s.gauge(reservedDesc, b.Reserved)
+	s.gauge(pinnedDesc, b.Held, "blob")
+	s.gauge(pinnedBDesc, b.HeldBytes)
 	s.counter(evictedDesc, b.Evicted)
 	s.counter(evictedBDesc, b.EvictedBytes)
 	s.counter(passedDesc, b.Passed)
-	for name, n := range b.StoreErrors {
-		s.counter(storeDesc, n, "blob", name)
-	}
+	s.storeErrors("blob", b.StoreErrors)
 	s.counter(scrubbedDesc, b.ScrubbedBytes)
 	s.counter(doubtedDesc, b.Doubted)
 	s.counter(fetchedDesc, b.Fetched)
@@ -110,18 +140,28 @@ func (s sink) blobs(b blobcache.Stats) {
 	s.counter(failedDesc, b.ExpireErrors, "blob")
 }
 
+// storeErrors begins with what may go wrong at 0, as Prometheus sees no increase in
+// what was not there before.
+func (s sink) storeErrors(kind string, errs map[string]int64) {
+	all := map[string]int64{"ENOSPC": 0, "EROFS": 0, "EIO": 0}
+	maps.Copy(all, errs)
+	for name, n := range all {
+		s.counter(storeDesc, n, kind, name)
+	}
+}
+
 func (s sink) manifests(m manifestcache.Stats) {
 	s.gauge(entriesDesc, m.Entries, "manifest")
 	s.gauge(bytesDesc, m.Bytes, "manifest")
-	for name, n := range m.StoreErrors {
-		s.counter(storeDesc, n, "manifest", name)
-	}
+	s.storeErrors("manifest", m.StoreErrors)
 	s.gauge(entriesDesc, m.Lists, "list")
 	s.gauge(bytesDesc, m.ListBytes, "list")
 	s.counter(mismatchesDesc, m.Mismatches, "manifest")
 	s.counter(damagedDesc, m.Damaged, "manifest")
 	s.counter(expiredDesc, m.Expired, "manifest")
 	s.counter(failedDesc, m.ExpireErrors, "manifest")
+	s.gauge(pinnedDesc, m.Held, "manifest")
+	s.gauge(pinsDesc, m.Pins)
 	s.gauge(rememberedDesc, m.Remembered)
 	s.counter(remHitsDesc, m.RememberedHits)
 	s.counter(remMissesDesc, m.RememberedMisses)
@@ -160,4 +200,12 @@ func (s sink) limit(l middleware.LimitStats) {
 	s.counter(refusedDesc, l.Full, "full")
 	s.counter(refusedDesc, l.Late, "late")
 	s.counter(refusedDesc, l.Left, "left")
+}
+
+func (s sink) warm(w warm.Stats) {
+	s.gauge(warmingDesc, w.Running)
+	s.counter(warmedDesc, w.Done, "done")
+	s.counter(warmedDesc, w.Failed, "failed")
+	s.counter(warmedDesc, w.Stopped, "stopped")
+	s.counter(warmBytesDesc, w.Fetched)
 }

@@ -20,6 +20,7 @@ import (
 	"larder/blobcache"
 	"larder/handler/errcode"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -30,35 +31,41 @@ type Control struct {
 	Blobs     *blobcache.Cache
 	Manifests *manifestcache.Cache
 	Upstreams *upstream.Client
+	Warmer    *warm.Warmer
 
 	// Addr is where clients ask larder, as "127.0.0.1:5000".
 	Addr string
 	// Denied is the name of the setting by which a repository is not served, or "".
 	Denied func(repository string) (setting string)
+	// Pins are the patterns of images that are pinned by the configuration.
+	Pins []string
 	// Glob reads a pattern of repositories' names.
 	Glob func(pattern string) (match func(repository string) bool, err error)
+
+	// Others answer beside it, by pattern.
+	Others map[string]http.Handler
 
 	Logger *zap.Logger
 }
 
-// register adds what Control answers. Pages, in the browser of somebody who can
-// reach this listener, must not have anything removed.
+// register adds what Control answers. It is not for pages, be they larder's own:
+// nothing is removed for them here.
 func (c *Control) register(mux *http.ServeMux) {
 	for path, m := range map[string]methods{
 		"/cache":                {http.MethodGet: c.list},
 		"/cache/{reference...}": {http.MethodGet: c.show, http.MethodDelete: c.remove},
 		"/prune":                {http.MethodPost: c.prune},
 		"/why":                  {http.MethodGet: c.why},
+		"/pin":                  {http.MethodGet: c.pins},
+		"/pin/{reference...}":   {http.MethodGet: c.showPin, http.MethodPut: c.pin, http.MethodDelete: c.unpin},
+		"/warm":                 {http.MethodGet: c.warmJobs, http.MethodPost: c.warm},
+		"/warm/{id}":            {http.MethodGet: c.warmJob, http.MethodDelete: c.stopWarming},
 	} {
 		mux.Handle(path, m)
 	}
-}
-
-// fromPage reports whether a page in a browser sends r. There are none here, so it
-// is another's, also if it says that its origin is this one: whoever has a domain
-// can let it lead here.
-func fromPage(r *http.Request) bool {
-	return r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != ""
+	for pattern, h := range c.Others {
+		mux.Handle(pattern, h)
+	}
 }
 
 // reply is an answer that is not an error: a status, 200 if it is 0, and what
@@ -67,6 +74,8 @@ type reply struct {
 	status int
 	body   any
 	next   string // where the next page is
+
+	stream http.HandlerFunc // answers in its own way; nil: all of the above counts
 }
 
 // methods answers the requests for one path, in JSON.
@@ -93,6 +102,10 @@ func (m methods) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rep, err := ask(r)
 	if err != nil {
 		fail(w, r, err)
+		return
+	}
+	if rep.stream != nil {
+		rep.stream(w, r)
 		return
 	}
 	var body bytes.Buffer

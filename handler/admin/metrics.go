@@ -12,8 +12,10 @@ import (
 
 	"larder/blobcache"
 	"larder/blobcache/memory"
+	"larder/handler/admin/history"
 	"larder/handler/middleware"
 	"larder/handler/upstream"
+	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
@@ -32,6 +34,7 @@ type Metrics struct {
 	failed   *prometheus.CounterVec
 	stored   *prometheus.HistogramVec
 	totals   totals
+	history  *history.History
 
 	mu    sync.Mutex                         // held to replace known
 	known atomic.Pointer[map[labels]*series] // for answers that there have been
@@ -52,11 +55,23 @@ type series struct {
 
 // Sources are the parts that are asked for their Stats at each scrape.
 type Sources struct {
-	Blobs     interface{ Stats() blobcache.Stats }
+	Blobs     Blobs
 	Manifests interface{ Stats() manifestcache.Stats }
 	Memory    *memory.Cache // nil: none
 	Upstreams interface{ Stats() upstream.Stats }
 	Limit     interface{ Stats() middleware.LimitStats }
+	AuditLost func() int64 // nil: nothing is recorded
+	Warmer    interface{ Stats() warm.Stats }
+
+	// Prefetched counts blobs that were fetched before they were asked for, by what
+	// became of them, and says how many are on their way. nil: none are.
+	Prefetched func() (running int64, ended map[string]int64)
+}
+
+// Blobs is what is asked of the cache of blobs at each scrape.
+type Blobs interface {
+	Stats() blobcache.Stats
+	Disk() (size, free int64, err error)
 }
 
 // NewMetrics makes the metrics, in a registry of their own. Collect must be
@@ -64,6 +79,7 @@ type Sources struct {
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
+		history:  history.New(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
 			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW, LARDER_DENY or LARDER_ACCESS; empty for other errors) and HTTP status (499: the client left).",
@@ -132,6 +148,7 @@ func (m *Metrics) Observe(o middleware.Observation) {
 		s.sizes.Observe(float64(o.Bytes))
 	}
 	m.totals.add(o)
+	m.history.Add(o)
 }
 
 func (m *Metrics) series(a labels) *series {

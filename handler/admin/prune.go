@@ -7,13 +7,16 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"larder/blobcache"
 	"larder/handler/errcode"
+	"larder/manifestcache"
 )
 
 // pruning is what POST /prune asks for.
 type pruning struct {
 	repository func(name string) bool // nil: all, and what is nobody's
 	before     time.Time              // only what was last used before
+	pinned     manifestcache.Pinned
 	dryRun     bool
 }
 
@@ -26,20 +29,20 @@ func (c *Control) prune(r *http.Request) (*reply, error) {
 	if err := c.known(r.Context()); err != nil {
 		return nil, err
 	}
-	plan := c.Manifests.PlanPrune(p.repository, p.before)
+	plan := c.Manifests.PlanPrune(p.repository, p.before, p.pinned)
 	orphans := c.orphans(p)
 	if !p.dryRun {
-		return c.carryOut(r, plan, orphans, p.before), nil
+		return c.carryOut(r, "", plan, orphans, p.leaves), nil
 	}
 	a := answerTo(plan)
 	a.DryRun = true
 	a.take(orphans, c.foretell)
-	a.take(c.unused(plan.Blobs, p.before), c.foretell)
+	a.take(c.without(plan.Blobs, p.leaves), c.foretell)
 	return &reply{body: a}, nil
 }
 
 func (c *Control) pruning(r *http.Request) (*pruning, error) {
-	query, err := parameters(r, "dry-run", "older", "repository", "all")
+	query, err := parameters(r, "dry-run", "older", "repository", "all", "pinned")
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +53,13 @@ func (c *Control) pruning(r *http.Request) (*pruning, error) {
 	all, err := flag(query, "all")
 	if err != nil {
 		return nil, err
+	}
+	pinned, err := flag(query, "pinned")
+	if err != nil {
+		return nil, err
+	}
+	if pinned {
+		p.pinned = manifestcache.Include
 	}
 	everything := true
 	if query.Has("older") {
@@ -72,15 +82,20 @@ func (c *Control) pruning(r *http.Request) (*pruning, error) {
 	return p, nil
 }
 
-// unused are those of the blobs that were last used before then.
-func (c *Control) unused(blobs []digest.Digest, before time.Time) []digest.Digest {
-	var unused []digest.Digest
+// leaves reports whether a blob stays.
+func (p *pruning) leaves(b blobcache.Item) bool {
+	return !b.Used.Before(p.before) || b.Held && p.pinned == manifestcache.Spare
+}
+
+// without are those of the blobs that do not stay.
+func (c *Control) without(blobs []digest.Digest, stays func(b blobcache.Item) bool) []digest.Digest {
+	var list []digest.Digest
 	for i, b := range c.Blobs.Items(blobs) {
-		if b.Used.Before(before) {
-			unused = append(unused, blobs[i])
+		if !stays(b) {
+			list = append(list, blobs[i])
 		}
 	}
-	return unused
+	return list
 }
 
 // orphans are the blobs that no manifest names, if these are meant too.
@@ -88,5 +103,5 @@ func (c *Control) orphans(p *pruning) []digest.Digest {
 	if p.repository != nil {
 		return nil
 	}
-	return slices.DeleteFunc(c.Blobs.Unused(p.before), c.Manifests.Named)
+	return c.without(slices.DeleteFunc(c.Blobs.Unused(p.before), c.Manifests.Named), p.leaves)
 }

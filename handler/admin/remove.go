@@ -54,7 +54,11 @@ func (c *Control) remove(r *http.Request) (*reply, error) {
 	if _, err := parameters(r); err != nil {
 		return nil, err
 	}
-	t, err := c.parse(r.PathValue("reference"))
+	return c.removeNamed(r, r.PathValue("reference"))
+}
+
+func (c *Control) removeNamed(r *http.Request, reference string) (*reply, error) {
+	t, err := c.parse(reference)
 	if err != nil {
 		return nil, err
 	}
@@ -76,13 +80,27 @@ func (c *Control) remove(r *http.Request) (*reply, error) {
 		plan = c.Manifests.PlanRepository(t.repository)
 	}
 	if plan.Empty() {
-		return c.removeBlob(r, t)
+		return c.removeBlob(r, reference, t)
 	}
-	return c.carryOut(r, plan, blob, never), nil
+	if pin := c.Manifests.PinnedIn(plan); pin != "" {
+		return nil, pinnedError(pin)
+	}
+	return c.carryOut(r, reference, plan, blob, isHeld), nil
+}
+
+// isHeld is what stays when an image is removed that has it, too.
+func isHeld(b blobcache.Item) bool { return b.Held }
+
+// pinnedError says what to do first.
+func pinnedError(what string) error {
+	return &errcode.Error{
+		Status: http.StatusConflict, Code: errcode.Denied,
+		Message: what + " is pinned, or part of what is: unpin that first, with DELETE /pin/<reference> or in LARDER_PIN",
+	}
 }
 
 // removeBlob removes a blob for all, as its bytes are everybody's.
-func (c *Control) removeBlob(r *http.Request, t target) (*reply, error) {
+func (c *Control) removeBlob(r *http.Request, reference string, t target) (*reply, error) {
 	if t.digest == "" || t.repository != "" && c.Manifests.Refers(t.repository, t.digest) == manifestcache.Unknown {
 		return nil, absent(errcode.NameUnknown, "not in the cache")
 	}
@@ -94,24 +112,26 @@ func (c *Control) removeBlob(r *http.Request, t target) (*reply, error) {
 		}
 	case !b.Whole && b.Size == 0:
 		return nil, absent(errcode.BlobUnknown, "not in the cache")
+	case b.Held:
+		return nil, pinnedError(string(t.digest))
 	}
-	return c.carryOut(r, new(manifestcache.Plan), []digest.Digest{t.digest}, never), nil
+	return c.carryOut(r, reference, new(manifestcache.Plan), []digest.Digest{t.digest}, isHeld), nil
 }
 
 // carryOut does what was planned and removes these blobs, and those that no
-// manifest names then and that were last used before.
-func (c *Control) carryOut(r *http.Request, plan *manifestcache.Plan, these []digest.Digest, before time.Time) *reply {
+// manifest names then and that do not stay. reference is what was named.
+func (c *Control) carryOut(r *http.Request, reference string, plan *manifestcache.Plan, these []digest.Digest, stays func(b blobcache.Item) bool) *reply {
 	went, failed := c.Manifests.Remove(plan)
 	a := answerTo(went)
 	a.Failed = failed
 	a.take(these, c.Blobs.Remove)
-	a.take(c.unused(went.Blobs, before), func(d digest.Digest) (int64, error) {
+	a.take(c.without(went.Blobs, stays), func(d digest.Digest) (int64, error) {
 		if c.Manifests.Named(d) { // again: somebody has pulled it since
 			return 0, blobcache.ErrAbsent
 		}
 		return c.Blobs.Remove(d)
 	})
-	c.Logger.Info("removed from the cache, as an operator wants", zap.String("request", r.Method+" "+r.URL.Path), zap.String("client", r.RemoteAddr),
+	c.Logger.Info("removed from the cache, as an operator wants", zap.String("request", r.Method+" "+r.URL.Path), zap.String("reference", reference), zap.String("client", r.RemoteAddr),
 		zap.Int64("bytes", a.Bytes), zap.Int("tags", a.Count.Tags), zap.Int("manifests", a.Count.Manifests), zap.Int("blobs", a.Count.Blobs),
 		zap.Int("busy", a.Busy), zap.Int("failed", a.Failed))
 	rep := &reply{body: a}

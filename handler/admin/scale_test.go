@@ -139,5 +139,5 @@ func openLarge(b *testing.B, dir string) http.Handler {
 		Blobs: blobs, Manifests: manifests, Upstreams: upstreams, Denied: func(string) string { return "" }, Logger: zap.NewNop(),
 	}
 	metrics := admin.NewMetrics("1")
-	return admin.New(metrics, func() (string, error) { return "", nil }, control, func(next http.Handler) http.Handler { return next })
+	return admin.New(admin.Config{Metrics: metrics, Ready: func() (string, error) { return "", nil }, Control: control, Hosts: []string{"example.com"}, Protect: func(next http.Handler) http.Handler { return next }})
 }

@@ -65,7 +65,7 @@ func (c *Control) showRepository(r *http.Request, repository string) (*reply, er
 		return nil, err
 	}
 	s.repository = func(name string) bool { return name == repository }
-	rep, err := c.find(r, s)
+	rep, err := c.page(r, s)
 	if err == nil && len(rep.body.(page).Images) == 0 && len(s.query) == 0 {
 		return nil, absent(errcode.NameUnknown, "nothing of it is in the cache")
 	}

@@ -130,9 +130,10 @@ func newMetrics(opts Options) (Middleware, error) {
 		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			note := NoteOf(r.Context())
-			opts.Running(note.Kind, 1)
+			kind := note.Kind // of which auth may make another
+			opts.Running(kind, 1)
 			defer func() {
-				opts.Running(note.Kind, -1)
+				opts.Running(kind, -1)
 				o := Observation{Note: *note, Method: r.Method, Duration: time.Since(note.Came)}
 				if rec, ok := w.(*Recorder); ok {
 					o.Status, o.Bytes = rec.Status(), rec.bytes

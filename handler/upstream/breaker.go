@@ -161,6 +161,17 @@ func (b *breaker) failing() bool {
 	return b.failures > 0
 }
 
+// row is how many failures there were since the last success, and why the last one
+// was.
+func (b *breaker) row() (failures int, cause error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failures == 0 {
+		return 0, nil
+	}
+	return b.failures, b.cause
+}
+
 // over reports whether there is nothing that keeps questions back.
 func (b *breaker) over() bool {
 	b.mu.Lock()

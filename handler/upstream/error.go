@@ -85,6 +85,9 @@ func Unreachable(err error) bool {
 	return ok && (e.Status == 0 || e.Status >= 500 || e.Status == http.StatusTooManyRequests) && !errors.Is(err, ErrClosed)
 }
 
+// Unasked reports whether err is that upstream is left alone for now.
+func Unasked(err error) bool { return errors.Is(err, errUnasked) }
+
 // Refused reports whether err is upstream's explicit no: not there, or not for
 // us.
 func Refused(err error) bool {

@@ -12,9 +12,9 @@ import (
 // registry now.
 type Outlook struct {
 	Place
-	Wait    time.Duration // how long no question will be put; 0: one would be
+	Wait    time.Duration // how long no question about the repository will be put; 0: one would be
 	Limited bool          // that is because of a 429
-	Cause   error         // why, if Wait is not 0
+	Cause   error         // why, if Wait is not 0; the place's own cause is another matter
 
 	Credentials    bool // some would be shown
 	CredentialsErr error

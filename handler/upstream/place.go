@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"go.uber.org/zap"
@@ -27,6 +28,15 @@ type place struct {
 	repositories map[string]*breaker // those that something is wrong with, by name
 	asking       map[string]int      // questions without an answer yet, by repository
 	peer         string              // what it is called, if it is a larder
+	last         Answer
+	tokenEnds    time.Time // that of the newest token
+}
+
+// Answer is what a place has said to a question, and how soon.
+type Answer struct {
+	At     time.Time
+	Status int
+	Took   time.Duration
 }
 
 // newPlaces are those of a registry, in the order of its list.
@@ -175,7 +185,7 @@ func (p *place) begin(repository string) (end func(e *Error), refused *refusal) 
 
 // answered notes what an answer to a question or a ping tells of the place: that
 // somebody is there, and perhaps how much may still be asked.
-func (p *place) answered(res *http.Response) {
+func (p *place) answered(res *http.Response, took time.Duration) {
 	if res.StatusCode < http.StatusInternalServerError {
 		if closed, _ := p.breaker.succeed(); closed {
 			p.log.Info("upstream answers again")
@@ -185,11 +195,20 @@ func (p *place) answered(res *http.Response) {
 	if ping := res.Request != nil && res.Request.URL.Path == "/v2/"; ping && (res.StatusCode == http.StatusOK || res.StatusCode == http.StatusUnauthorized) {
 		p.signatures.Store(res.Header.Get(signaturesHeader) == "1")
 	}
-	if names := hops(res.Header["Via"]); len(names) > 0 {
-		p.mu.Lock()
-		defer p.mu.Unlock()
+	names := hops(res.Header["Via"])
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = Answer{time.Now(), res.StatusCode, took}
+	if len(names) > 0 {
 		p.peer = names[len(names)-1]
 	}
+}
+
+// gaveToken notes until when the newest token is good.
+func (p *place) gaveToken(end time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tokenEnds = end
 }
 
 func (p *place) count(repository string, questions int) {
@@ -249,13 +268,25 @@ type Place struct {
 	Trips     int64 // how often that has begun
 	Held      int   // repositories that are left alone, for failures or 429
 	Quota     Quota
+
+	Failures int           // since it last answered
+	Rest     time.Duration // for how long it is left alone; 0: it is not
+	Cause    error         // why, or why it last failed; nil: neither
+
+	Last      Answer    // the newest; zero: none yet
+	TokenEnds time.Time // when the newest token expires; zero: there was none
 }
 
 func (p *place) stats() Place {
 	s := Place{Host: p.host, URL: p.url.String(), Quota: p.quota.get()}
 	s.Open, s.Trips = p.breaker.stats()
+	s.Failures, s.Cause = p.breaker.row()
+	if refused := p.breaker.peek(); refused != nil {
+		s.Rest, s.Cause = refused.left, refused.cause
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	s.Last, s.TokenEnds = p.last, p.tokenEnds
 	for _, b := range p.repositories {
 		if open, _ := b.stats(); open {
 			s.Held++

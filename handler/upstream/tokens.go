@@ -7,8 +7,16 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/singleflight"
+)
+
+// Seconds for which a token is good: one that does not say (Docker's token
+// specification), and at most.
+const (
+	usualTokenLife = 60
+	maxTokenLife   = 365 * 24 * 60 * 60
 )
 
 // tokens makes one request of what many need at the same time. When a token has
@@ -108,7 +116,8 @@ func (t *wire) fetchToken(req *http.Request, question string, hops []string) *to
 		return &tokenAnswer{err: err}
 	}
 	a := &tokenAnswer{status: res.StatusCode, header: res.Header, body: body}
-	if a.readToken(); a.token != "" {
+	if life := a.readToken(); a.token != "" {
+		t.place.gaveToken(time.Now().Add(life))
 		t.tokens.mu.Lock()
 		t.tokens.question, t.tokens.last = question, a
 		t.tokens.mu.Unlock()
@@ -116,21 +125,28 @@ func (t *wire) fetchToken(req *http.Request, question string, hops []string) *to
 	return a
 }
 
-// readToken finds the token and leaves only that. A refresh token, which some
-// servers send along, is more than is needed, and ggcr would keep it without a
-// lock.
-func (a *tokenAnswer) readToken() {
+// readToken finds the token, leaves only that, and says for how long it is good. A
+// refresh token, which some servers send along, is more than is needed, and ggcr
+// would keep it without a lock.
+func (a *tokenAnswer) readToken() (life time.Duration) {
 	var doc struct {
 		Token       string `json:"token,omitempty"`
 		AccessToken string `json:"access_token,omitempty"`
 	}
 	if a.status != http.StatusOK || json.Unmarshal(a.body, &doc) != nil {
-		return
+		return 0
 	}
 	if a.token = doc.AccessToken; a.token == "" { // as ggcr prefers it
 		a.token = doc.Token
 	}
+	var expiry struct {
+		In int64 `json:"expires_in"`
+	}
+	if err := json.Unmarshal(a.body, &expiry); err != nil || expiry.In <= 0 {
+		expiry.In = usualTokenLife
+	}
 	if only, err := json.Marshal(doc); err == nil && a.token != "" {
 		a.body = only
 	}
+	return time.Duration(min(expiry.In, maxTokenLife)) * time.Second
 }

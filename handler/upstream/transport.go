@@ -185,6 +185,7 @@ func (t *wire) roundTrip(in *http.Request, hops []string) (_ *http.Response, sil
 	req.Header.Set("Via", t.client.viaHeader(hops))
 	req.Header.Del("Referer") // it would name the registry to a redirect's target
 
+	began := time.Now()
 	res, err := t.client.cfg.Transport.RoundTrip(req)
 	if err != nil {
 		t.client.count.answer(t.place.host, 0)
@@ -192,7 +193,7 @@ func (t *wire) roundTrip(in *http.Request, hops []string) (_ *http.Response, sil
 	}
 	t.client.count.answer(t.place.host, res.StatusCode)
 	if redirects == 0 && asked(in, t.repository) {
-		t.place.answered(res)
+		t.place.answered(res, time.Since(began))
 	}
 	if encoding := res.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" && req.Method != http.MethodHead && res.StatusCode < http.StatusMultipleChoices {
 		res.Body.Close()
