@@ -343,7 +343,7 @@ func (c *Cache) removeFiles(d digest.Digest, e *entry) error {
 }
 
 func (c *Cache) removeFile(d digest.Digest, e *entry) error {
-	if e.partial {
+	if e.partial() {
 		return c.removePartial(d)
 	}
 	return remove(c.root, blobName(d))

@@ -105,7 +105,7 @@ func (c *Cache) scrubbable(after digest.Digest) (todo []digest.Digest, before, t
 	}
 	c.mu.Lock()
 	for e := range c.entries.All() {
-		if e.partial {
+		if e.partial() {
 			continue
 		}
 		total += e.size
@@ -185,7 +185,7 @@ func (c *Cache) Doubt(d digest.Digest) {
 	c.mu.Lock()
 	defer c.unlock()
 	c.cfg.Memory.Delete(inMemory(d))
-	if e := c.entries.Get(d); e != nil && e.verified != 0 {
+	if e := c.entries.Get(d); e != nil && e.sealed() {
 		c.doubt(e)
 		c.count.doubted.Add(1)
 	}
