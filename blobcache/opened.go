@@ -123,7 +123,7 @@ func (c *Cache) leaveOpen(d digest.Digest, f idleFile) {
 	f.since = time.Now()
 	c.mu.Lock()
 	defer c.unlock()
-	if c.ctx.Err() != nil || f.entry.verified == 0 || c.entries.Get(d) != f.entry {
+	if c.ctx.Err() != nil || !f.entry.sealed() || c.entries.Get(d) != f.entry {
 		c.idle.spent = append(c.idle.spent, f.file)
 		return
 	}
