@@ -215,8 +215,12 @@ func TestComposeFile(t *testing.T) {
 	for name, value := range s.Environment {
 		environ = append(environ, name+"="+value)
 	}
-	if _, err := readConfig(environ); err != nil {
-		t.Error(err)
+	cfg, err := readConfig(environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(cfg.adminHosts(), "larder") {
+		t.Errorf("containers beside it ask by a name that is none of %q", cfg.adminHosts())
 	}
 }
 

@@ -86,24 +86,10 @@ func (c *config) pullFrom(addr string) (url, why string) {
 	return c.registryURL(addr), ""
 }
 
-// reachable is an address to connect to, for one to listen on.
-func reachable(addr string) string {
-	host, port, err := net.SplitHostPort(addr)
-	if ip := net.ParseIP(host); err == nil && (host == "" || ip.IsUnspecified()) {
-		return net.JoinHostPort("localhost", port)
-	}
-	return addr
-}
-
 // doctor answers GET /doctor, all who ask meanwhile with the same report.
 func (p *program) doctor() http.Handler {
 	var flights singleflight.Group
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Another's page, in the browser of who can reach this, must not have registries asked.
-		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
-			http.Error(w, "not for another's page", http.StatusForbidden)
-			return
-		}
 		result := <-flights.DoChan("", func() (any, error) {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), examination)
 			defer cancel()
@@ -177,28 +163,17 @@ func examineAll(ctx context.Context, environ []string, stdout, stderr io.Writer)
 
 // askRunning gets the report of a larder that runs with this configuration.
 func (c *config) askRunning(ctx context.Context) (*doctor.Report, error) {
-	if c.AdminAddr == "" {
-		return nil, errors.New("LARDER_ADMIN_ADDR is off")
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(c.AdminAddr)+"/doctor?format=json", nil)
+	res, err := c.askAdmin(ctx, http.MethodGet, "/doctor", url.Values{"format": {"json"}}, nil)
 	if err != nil {
-		return nil, err
-	}
-	transport := &http.Transport{DisableKeepAlives: true} // and no proxy
-	res, err := transport.RoundTrip(req)
-	if err != nil {
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err
-		}
 		return nil, err
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s", req.URL.Host, res.Status)
+		return nil, fmt.Errorf("%s answers %s", c.AdminAddr, res.Status)
 	}
 	report := new(doctor.Report)
 	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(report); err != nil || len(report.Checks) == 0 {
-		return nil, fmt.Errorf("%s answers something else", req.URL.Host)
+		return nil, fmt.Errorf("%s answers something else", c.AdminAddr)
 	}
 	return report, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"net"
 	"net/http"
 	"time"
 )
@@ -26,10 +25,7 @@ func health(ctx context.Context, environ []string) error {
 			scheme = "https"
 		}
 	}
-	local, err := localAddr(addr)
-	if err != nil {
-		return fmt.Errorf("health: %w", err)
-	}
+	local := reachable(addr)
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	// It is this machine that is asked; what name its certificate has matters not.
@@ -55,16 +51,4 @@ func health(ctx context.Context, environ []string) error {
 		return fmt.Errorf("health: %s answers %s", addr, res.Status)
 	}
 	return nil
-}
-
-// localAddr is where this machine's larder can be asked that listens on addr.
-func localAddr(addr string) (string, error) {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return "", err
-	}
-	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
-		host = "localhost"
-	}
-	return net.JoinHostPort(host, port), nil
 }

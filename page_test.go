@@ -129,6 +129,42 @@ func TestImagesPageFindsRefreshesAndDeletes(t *testing.T) {
 	call[any](t, c, "GET", "/cache/"+c.img.Layers[0].Digest.String(), http.StatusNotFound)
 }
 
+// TestImagesPagePins, and what is pinned is not deleted by the button beside it.
+func TestImagesPagePins(t *testing.T) {
+	t.Parallel()
+	b := newBrowser(t)
+	c := stored(t, nil, usual, small)
+	reference := "docker.io/" + appName + ":1"
+	wantPinned := func(want bool) {
+		t.Helper()
+		if pin := call[struct{ ByHand bool }](t, c, "GET", "/pin/"+reference, http.StatusOK); pin.ByHand != want {
+			t.Errorf("pinned: %v, want %v", pin.ByHand, want)
+		}
+	}
+	b.open(t, "http://"+c.admin+"/images?q=library/app")
+	b.press(t, "Pin", reference, reference+" is pinned.")
+	wantPinned(true)
+	b.press(t, "Delete", reference, "unpin that first")
+	call[shownImage](t, c, "GET", "/cache/app:1", http.StatusOK)
+	b.press(t, "Unpin", reference, reference+" is not pinned any more.")
+	wantPinned(false)
+	b.until(t, fmt.Sprintf(`document.querySelector('button[aria-label="Pin %s"]') !== null`, reference))
+}
+
+// TestPagesLeadToEachOther by the links at their head.
+func TestPagesLeadToEachOther(t *testing.T) {
+	t.Parallel()
+	b := newBrowser(t)
+	c := stored(t, nil, small)
+	b.open(t, "http://"+c.admin+"/")
+	for _, step := range []struct{ link, shows string }{
+		{`nav a[href="/images"]`, "docker.io/" + appName}, {`nav a[href="/setup"]`, "Setup of clients"}, {`a[href="/"]`, "From the cache"}, {`nav a[href="/doctor"]`, "pull through larder"},
+	} {
+		act(t, b, chromedp.Click(step.link))
+		b.until(t, fmt.Sprintf(`document.body?.innerText.includes(%q) ?? false`, step.shows))
+	}
+}
+
 // TestPagesKeepToTheirPolicy tries in the browser what the policy forbids, and what a page
 // elsewhere could try.
 func TestPagesKeepToTheirPolicy(t *testing.T) {

@@ -225,6 +225,7 @@ func TestOrdersThatAreWrongAreRefusedAsAWhole(t *testing.T) {
 		"JSON":          {"", `["app:1"`, 400, "not a list"},
 		"JSON numbers":  {"", `[1]`, 400, "not a list"},
 		"too many":      {"", many, 400, "more than 1000"},
+		"too many bad":  {"", strings.Repeat("X,", 1001), 400, `"message":"more than 1000 references"`},
 		"too large":     {"", strings.Repeat("#", 1<<20+1), 413, "too large"},
 		"platform":      {"?platform=arm64", "app:1", 400, "platform"},
 		"platforms":     {"?platform=linux/arm64/v8/x", "app:1", 400, "platform"},
@@ -251,6 +252,27 @@ func TestOrdersThatAreWrongAreRefusedAsAWhole(t *testing.T) {
 	}
 	if n := len(c.hub.Requests()); n != 0 {
 		t.Errorf("upstream was asked %d times for refused orders", n)
+	}
+}
+
+// TestImagesOfTooManyBlobsAreNotWarmed: what registries make up is bounded too.
+func TestImagesOfTooManyBlobsAreNotWarmed(t *testing.T) {
+	t.Parallel()
+	c := newControlled(t, nil, small)
+	doc := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest}
+	for i := range 10_001 {
+		doc.Layers = append(doc.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString(fmt.Sprint(i)), Size: 1})
+	}
+	body, err := json.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.hub.AddManifest("library/app", "huge", ocispec.MediaTypeImageManifest, body)
+	if _, img := last(c.order(t, "", "app:huge"), "docker.io/library/app:huge"); img.State != warm.Failed || !strings.Contains(img.Error, "more than 10000 blobs") {
+		t.Errorf("got %+v", img)
+	}
+	if n := c.hub.Count("GET", "/blobs/"); n != 0 {
+		t.Errorf("%d blobs of it were asked for", n)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -72,7 +73,7 @@ func warmCommand(ctx context.Context, args, environ []string, stdout io.Writer) 
 		if err := json.NewDecoder(io.LimitReader(resp.Body, maxEvent)).Decode(&s); err != nil {
 			return fmt.Errorf("warm: %w", err)
 		}
-		_, err := fmt.Fprintf(stdout, "job %d goes on; see http://%s/warm/%d\n", s.ID, resp.Request.URL.Host, s.ID)
+		_, err := fmt.Fprintf(stdout, "job %d goes on; see http://%s/warm/%d\n", s.ID, reachable(cfg.AdminAddr), s.ID)
 		return err
 	}
 	err = showWarming(ctx, resp.Body, stdout)
@@ -84,13 +85,6 @@ func warmCommand(ctx context.Context, args, environ []string, stdout io.Writer) 
 
 // send gives the order, and returns larder's answer if that is no error.
 func (o *warmOrder) send(ctx context.Context, cfg *config) (*http.Response, error) {
-	if cfg.AdminAddr == "" {
-		return nil, errors.New("LARDER_ADMIN_ADDR is empty: there is no listener to ask")
-	}
-	addr, err := localAddr(cfg.AdminAddr)
-	if err != nil {
-		return nil, err
-	}
 	query := url.Values{}
 	if o.platform != "" {
 		query.Set("platform", o.platform)
@@ -98,27 +92,15 @@ func (o *warmOrder) send(ctx context.Context, cfg *config) (*http.Response, erro
 	if o.detach {
 		query.Set("detach", "1")
 	}
-	u := url.URL{Scheme: "http", Host: addr, Path: "/warm", RawQuery: query.Encode()}
 	list, _ := json.Marshal(o.references)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), strings.NewReader(string(list)))
+	resp, err := cfg.askAdmin(ctx, http.MethodPost, "/warm", query, bytes.NewReader(list))
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/json")
-	if user, password, ok := strings.Cut(cfg.AdminLogin, ":"); ok {
-		req.SetBasicAuth(user, password)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode < http.StatusBadRequest {
+	if resp.StatusCode < http.StatusMultipleChoices {
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusUnauthorized {
-		return nil, errors.New("the admin listener wants a password: set LARDER_ADMIN_LOGIN to user:password")
-	}
 	var doc struct {
 		Errors []struct{ Message string }
 	}

@@ -22,9 +22,12 @@ type guard struct {
 	token string   // that larder's own pages show
 }
 
-// wrap has requests pass the guard before next.
+// wrap has requests pass the guard before next. What has no policy of its own is not
+// to be shown in a page, nor to load anything.
 func (g *guard) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
 		if why := g.refuse(w, r); why != "" {
 			errcode.Write(w, r, &errcode.Error{Status: http.StatusForbidden, Code: errcode.Denied, Message: why})
 			return
@@ -43,13 +46,21 @@ func (g *guard) refuse(w http.ResponseWriter, r *http.Request) string {
 	case origin != "" && !sameOrigin(origin, r.Host):
 		return "not for pages of other origins"
 	case site == "" || site == "same-origin" || site == "none":
-	case !reading || r.Header.Get("Sec-Fetch-Mode") != "navigate":
-		return "not for pages of other sites" // a link may lead here, and no more
+	case !linked(r):
+		return "not for pages of other sites"
 	}
 	if fromPage(r) && !reading && !pages.HasToken(w, r, g.token) {
 		return "not for pages in a browser, but those of larder's that have been loaded since it was started"
 	}
 	return ""
+}
+
+// linked reports whether r is what a link on another site's page leads to. That may be
+// a page, but not in a frame, and nothing that costs something, as a profile or
+// /doctor do.
+func linked(r *http.Request) bool {
+	page := r.URL.Path == "/" || r.URL.Path == "/images" || r.URL.Path == "/setup"
+	return page && r.Method == http.MethodGet && r.Header.Get("Sec-Fetch-Mode") == "navigate" && r.Header.Get("Sec-Fetch-Dest") == "document"
 }
 
 // fromPage reports whether a page in a browser sends r.

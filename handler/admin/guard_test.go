@@ -80,7 +80,7 @@ func TestGuard(t *testing.T) {
 		"its own page, by origin":      {"", with(nil, "Origin", "http://SELF"), 200},
 		"behind a proxy with TLS":      {"", with(nil, "Host", "example.com", "Origin", "https://example.com"), 200},
 		"typed in":                     {"", with(nil, "Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate"), 200},
-		"a link elsewhere":             {"", navigation, 200},
+		"a link elsewhere to no page":  {"", navigation, 403},
 		"a fetch elsewhere":            {"", with(nil, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "cors", "Origin", "http://evil.example"), 403},
 		"a fetch without an origin":    {"", with(nil, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors"), 403},
 		"another port of this machine": {"", with(nil, "Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "no-cors"), 403},
@@ -106,6 +106,41 @@ func TestGuard(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLinksLeadToPages of other sites, that is, and not in frames.
+func TestLinksLeadToPages(t *testing.T) {
+	l := running(t)
+	server := httptest.NewServer(l.admin)
+	t.Cleanup(server.Close)
+	link := map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+	frame := map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
+	for path, status := range map[string]int{
+		"/": 200, "/images?q=app": 200, "/images/": 403, "/cache": 403, "/warm": 403, "/doctor": 403, "/debug/pprof/profile?seconds=60": 403, "/debug/pprof/": 403,
+	} {
+		if resp, body := browse(t, server, "GET", path, link, nil); resp.StatusCode != status {
+			t.Errorf("a link to %s: got %s with %s, want %d", path, resp.Status, body, status)
+		}
+		if resp, body := browse(t, server, "GET", path, frame, nil); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("a frame of %s: got %s with %s", path, resp.Status, body)
+		}
+	}
+}
+
+// TestEveryAnswerHasAPolicy so that no HTML of anybody's, as Go's own of the profiles, is without one.
+func TestEveryAnswerHasAPolicy(t *testing.T) {
+	l := running(t)
+	server := httptest.NewServer(l.admin)
+	t.Cleanup(server.Close)
+	for _, path := range []string{"/", "/images", "/cache", "/nowhere", "/debug/pprof", "/debug/pprof/", "/healthz", "/metrics", "//x/"} {
+		for _, host := range []string{"", "evil.example"} {
+			resp, _ := browse(t, server, "GET", path, map[string]string{"Host": host}, nil)
+			got := resp.Header.Get("Content-Security-Policy")
+			if !strings.HasPrefix(got, "default-src 'none'; ") || !strings.Contains(got, "frame-ancestors 'none'") || resp.Header.Get("X-Content-Type-Options") != "nosniff" {
+				t.Errorf("%s of %q, %s: %v", path, host, resp.Status, resp.Header)
+			}
+		}
 	}
 }
 

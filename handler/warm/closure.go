@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -23,6 +24,12 @@ const (
 	// manifests one reference may lead to.
 	maxDepth     = 4
 	maxManifests = 1000
+
+	// maxBlobs is how many blobs they may name, and maxLayers how many different ones
+	// an order may lead to. Registries say what these are: without a bound, one could
+	// fill the memory.
+	maxBlobs  = 10_000
+	maxLayers = 100_000
 )
 
 // document is what matters here of manifests and indexes.
@@ -42,14 +49,19 @@ type closure struct {
 	blobs []ocispec.Descriptor
 }
 
-// add adds what can be had from a registry.
-func (c *closure) add(blobs ...ocispec.Descriptor) {
+// add adds what can be had from a registry, or says that it is too much.
+func (c *closure) add(blobs ...ocispec.Descriptor) error {
 	for _, b := range blobs {
-		if b.Digest.Validate() == nil && len(b.URLs) == 0 && !c.seen[b.Digest] {
-			c.seen[b.Digest] = true
-			c.blobs = append(c.blobs, b)
+		if b.Digest.Validate() != nil || len(b.URLs) > 0 || c.seen[b.Digest] {
+			continue
 		}
+		if len(c.blobs) == maxBlobs {
+			return fmt.Errorf("it leads to more than %d blobs", maxBlobs)
+		}
+		c.seen[b.Digest] = true
+		c.blobs = append(c.blobs, b)
 	}
+	return nil
 }
 
 // image warms one reference: its manifests one after the other, as they say what
@@ -64,6 +76,10 @@ func (w *Warmer) image(ctx context.Context, j *Job, img *Image) error {
 	errs := make([]error, len(c.blobs))
 	for i, b := range c.blobs {
 		l, first := j.layer(b.Digest, b.Size, img.Reference)
+		if l == nil {
+			errs[i] = fmt.Errorf("the order leads to more than %d blobs", maxLayers)
+			break
+		}
 		if first {
 			all.Go(func() { w.blob(ctx, j, img, l) })
 		}
@@ -90,11 +106,12 @@ func (w *Warmer) walk(ctx context.Context, j *Job, img *Image, c *closure, name 
 	if err := json.Unmarshal(body, &doc); err != nil {
 		return nil // of a type that nobody here knows; it is here
 	}
-	c.add(doc.Config)
-	c.add(doc.Layers...)
-	c.add(doc.Blobs...)
+	blobs := slices.Concat([]ocispec.Descriptor{doc.Config}, doc.Layers, doc.Blobs)
 	for _, l := range doc.FSLayers {
-		c.add(ocispec.Descriptor{Digest: l.BlobSum, Size: -1})
+		blobs = append(blobs, ocispec.Descriptor{Digest: l.BlobSum, Size: -1})
+	}
+	if err := c.add(blobs...); err != nil {
+		return err
 	}
 	found := false
 	var platforms []string
@@ -144,7 +161,7 @@ func (w *Warmer) blob(ctx context.Context, j *Job, img *Image, l *Layer) {
 		}
 	})
 	if err == nil && outcome != blobcache.Hit {
-		w.count.fetched.Add(l.Size)
+		w.count.fetched.Add(max(l.Size, 0))
 	}
 	close(l.done)
 }

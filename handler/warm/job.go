@@ -205,12 +205,15 @@ func (j *Job) add(r reference) *Image {
 }
 
 // layer is the blob's, first if nobody has asked for it before; then it has to be
-// fetched.
+// fetched. It is nil if there are too many.
 func (j *Job) layer(d digest.Digest, size int64, reference string) (l *Layer, first bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if l = j.byBlob[d]; l != nil {
 		return l, false
+	}
+	if len(j.layers) == maxLayers {
+		return nil, false
 	}
 	l = &Layer{Digest: d, Reference: reference, State: Waiting, Size: size, done: make(chan struct{})}
 	j.byBlob[d] = l
@@ -227,6 +230,13 @@ func (j *Job) end() {
 	clear(j.byBlob)
 	close(j.changed)
 	close(j.done)
+}
+
+// forgetLayers gives up what only those need who have watched the job.
+func (j *Job) forgetLayers() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.layers = nil
 }
 
 func (j *Job) size() int {

@@ -83,6 +83,9 @@ func (w *Warmer) parse(text string) (reference, error) {
 // parseAll reads references, each once. The error has every one that is wrong, by
 // its number.
 func (w *Warmer) parseAll(texts []string) ([]reference, error) {
+	if len(texts) > maxReferences { // nor as many errors
+		return nil, fmt.Errorf("more than %d references", maxReferences)
+	}
 	var list []reference
 	var errs []error
 	seen := make(map[string]bool)
@@ -99,9 +102,6 @@ func (w *Warmer) parseAll(texts []string) ([]reference, error) {
 	}
 	if len(list) == 0 && errs == nil {
 		errs = append(errs, errors.New("no reference"))
-	}
-	if len(list) > maxReferences {
-		errs = append(errs, fmt.Errorf("more than %d references", maxReferences))
 	}
 	return list, errors.Join(errs...)
 }

@@ -144,6 +144,11 @@ func (w *Warmer) start(origin string, list []reference, platforms Platforms) (*J
 	case running >= maxJobs:
 		return nil, ErrBusy
 	}
+	for _, old := range w.jobs {
+		if old.hasEnded() {
+			old.forgetLayers()
+		}
+	}
 	w.last++
 	j := &Job{
 		id: w.last, origin: origin, platforms: platforms, began: time.Now(),
