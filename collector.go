@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -37,6 +38,15 @@ func collected(*[16]byte) {
 	metrics.Read(live)
 	debug.SetGCPercent(gcPercentFor(live[0].Value.Uint64()))
 	runtime.SetFinalizer(new([16]byte), collected)
+}
+
+// tidy gives what looking through the caches took back to the system, once that is
+// over. What is idle then, and was the garbage, would stay with the process otherwise:
+// it is within what the collector leaves room for.
+func (p *program) tidy(ctx context.Context) {
+	if p.blobs.Scanned(ctx) == nil && p.manifests.Scanned(ctx) == nil {
+		debug.FreeOSMemory()
+	}
 }
 
 // gcPercentFor is GOGC with so many bytes alive.

@@ -245,9 +245,15 @@ func (p *program) serve(ctx context.Context) error {
 	for _, s := range p.servers {
 		p.background.Go(func() { cancel(s.run()) }) // ends with the server's Shutdown or Close
 	}
-	p.background.Go(func() { _ = p.blobs.Run(ctx) }) // the error is ctx's
+	p.background.Go(func() { _ = p.manifests.Run(ctx) }) // the error is ctx's
+	p.background.Go(func() {
+		// One looks through its directory at a time: two would keep two CPUs from who
+		// is served meanwhile.
+		_ = p.manifests.Scanned(ctx)
+		_ = p.blobs.Run(ctx)
+	})
 	p.background.Go(func() { _ = p.blobs.Scrub(ctx) })
-	p.background.Go(func() { _ = p.manifests.Run(ctx) })
+	p.background.Go(func() { p.tidy(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
 	if p.audit != nil {
 		p.background.Go(func() { p.audit.run(ctx) })

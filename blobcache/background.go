@@ -73,7 +73,7 @@ func (c *Cache) Read() int {
 func (c *Cache) has(d digest.Digest) bool {
 	c.mu.Lock()
 	e, busy := c.entries.Get(d), c.fills[d] != nil
-	partial, size := e != nil && e.partial, int64(-1)
+	partial, size := e != nil && e.partial(), int64(-1)
 	if e != nil {
 		size = e.size
 	}

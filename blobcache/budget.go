@@ -324,7 +324,7 @@ func (c *Cache) remove(d digest.Digest, e *entry) (done func() error) {
 	return func() error {
 		err := c.removeFiles(d, e)
 		c.mu.Lock()
-		defer c.mu.Unlock()
+		defer c.unlock()
 		delete(c.fills, d)
 		close(removing.gone)
 		if err != nil {
@@ -343,7 +343,7 @@ func (c *Cache) removeFiles(d digest.Digest, e *entry) error {
 }
 
 func (c *Cache) removeFile(d digest.Digest, e *entry) error {
-	if e.partial {
+	if e.partial() {
 		return c.removePartial(d)
 	}
 	return remove(c.root, blobName(d))

@@ -80,11 +80,11 @@ type Source struct {
 
 // Blob is a blob open for reading, complete or still arriving.
 type Blob struct {
-	// Content must be closed. It is an *os.File when the blob is complete, so
-	// that net/http sends it without copying. Otherwise Content has a method
+	// Content must be closed, when nobody reads it any more. It has a method
 	// SendTo(w io.Writer, n int64) (int64, error) that sends the next n bytes
-	// without copying: from memory, or as they arrive; then reads wait for them,
-	// but no longer than the context given to Get.
+	// without copying: from the file or from memory, or as they arrive; then reads
+	// wait for them, but no longer than the context given to Get. If nothing has
+	// to be waited for, it has AtHand() bool too, which says so.
 	Content io.ReadSeekCloser
 	Size    int64 // -1: not known before the end; Content can't seek then
 	Outcome Outcome
@@ -129,6 +129,7 @@ type Cache struct {
 	wg     sync.WaitGroup    // the fills
 	due    ttl.Queue[*entry] // by the end of their life
 	bufs   sync.Pool         // of *[]byte, chunk long
+	parts  sync.Pool         // of *[small]byte
 	count  counters
 	sizes  sizes        // immutable after Open
 	seed   maphash.Seed // of seals
@@ -149,7 +150,8 @@ type Cache struct {
 	stuck     map[digest.Digest]bool // its file is wrong and can't be removed
 	storeErr  error                  // what is wrong with the disk, nil since something was stored
 	storeErrs map[string]int64       // all that ever was, by kind
-	gone      []Gone                 // what went last, the newest first
+	idle      idleFiles
+	gone      []Gone // what went last, the newest first
 	budget
 }
 
@@ -218,9 +220,11 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		lied:      make(map[digest.Digest]bool),
 		stuck:     make(map[digest.Digest]bool),
 		storeErrs: make(map[string]int64),
+		idle:      idleFiles{most: min(mostIdle, openLimit()/8)},
 		budget:    newBudget(cfg, total),
 	}
 	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
+	c.parts.New = func() any { return new([small]byte) }
 	if !cfg.Pins {
 		close(c.pinned)
 	}
@@ -238,7 +242,11 @@ func onceAMinute(core zapcore.Core) zapcore.Core {
 func (c *Cache) Close() error {
 	c.mu.Lock() // so that no fill starts between the cancel and the wait
 	c.cancel(ErrClosed)
+	if c.idle.timer != nil {
+		c.idle.timer.Stop()
+	}
 	c.mu.Unlock()
+	c.closeIdle() // and no file becomes idle any more
 	c.wg.Wait()
 	c.dir.Close()
 	return c.root.Close()
@@ -261,7 +269,7 @@ func (c *Cache) GetRange(ctx context.Context, d digest.Digest, offset, length in
 		if blob := c.recall(d); blob != nil {
 			return blob, nil
 		}
-		if blob, err := c.openComplete(d); blob != nil || err != nil {
+		if blob, err := c.openComplete(d, c.lookup(d)); blob != nil || err != nil {
 			return blob, err
 		}
 		if w == nil {
@@ -297,10 +305,11 @@ func (c *Cache) Open(d digest.Digest) (*Blob, error) {
 	if blob := c.recall(d); blob != nil {
 		return blob, nil
 	}
-	if c.lookup(d) == nil {
+	known := c.lookup(d)
+	if known == nil {
 		return nil, nil
 	}
-	return c.openComplete(d)
+	return c.openComplete(d, known)
 }
 
 // openFill opens the blob of a fill that was joined. If it turns out that it is
@@ -377,11 +386,15 @@ func (c *Cache) Stats() Stats {
 // It asks the disk, and may take as long as that takes.
 func (c *Cache) Disk() (size, free int64, err error) { return diskSpace(c.dir) }
 
-// openComplete opens a blob that is on disk and that this process has verified.
-// It returns neither blob nor error if a fill has to see to it.
-func (c *Cache) openComplete(d digest.Digest) (*Blob, error) {
-	known := c.lookup(d)
-	f, fi, err := durable.Open(c.root, blobName(d))
+// openComplete opens a blob that is on disk and that this process has verified,
+// of which known is what lookup says. It returns neither blob nor error if a fill
+// has to see to it.
+func (c *Cache) openComplete(d digest.Digest, known *entry) (*Blob, error) {
+	f, fi := c.takeIdle(known)
+	var err error
+	if f == nil {
+		f, fi, err = c.open(blobName(d))
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		c.forget(d, known)
@@ -400,7 +413,8 @@ func (c *Cache) openComplete(d digest.Digest) (*Blob, error) {
 		return c.memorize(d, known, f, fi), nil
 	}
 	c.count.outcomes[Hit].Add(1)
-	return &Blob{Content: f, Size: fi.Size(), Outcome: Hit}, nil
+	content := &storedContent{cache: c, digest: d, opened: idleFile{entry: known, file: f}, size: fi.Size()}
+	return &Blob{Content: content, Size: content.size, Outcome: Hit}, nil
 }
 
 // discard removes what has a blob's name and can't be a blob, so that the blob

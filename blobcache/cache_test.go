@@ -166,8 +166,8 @@ func TestMissIsStoredUnderItsDigestAndThenHit(t *testing.T) {
 		waitIdle(t, c)
 
 		b = get(t, c, s)
-		if _, ok := b.Content.(*os.File); !ok {
-			t.Errorf("size %d: a hit's content is a %T, want *os.File", size, b.Content)
+		if !b.Stored() {
+			t.Errorf("size %d: a hit's content is a %T, want a stored file's", size, b.Content)
 		}
 		wantBlob(t, b, s.data, blobcache.Hit)
 		if n := len(s.offsets()); n != 1 {

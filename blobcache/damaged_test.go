@@ -145,7 +145,7 @@ func TestStoredBlobIsVerifiedOnceAProcess(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, ok := b.Content.(*os.File); ok != (i == 1) {
+			if b.Stored() != (i == 1) {
 				t.Errorf("size %d: content of Get %d is a %T", size, i+1, b.Content)
 			}
 			wantBlob(t, b, p.data, blobcache.Hit)

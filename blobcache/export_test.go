@@ -22,3 +22,22 @@ func (c *Cache) FailWrites(fail func() error) {
 		return f.WriteAt(p, offset)
 	}
 }
+
+// Stored reports whether b is sent from the file of a blob that is verified.
+func (b *Blob) Stored() bool {
+	_, ok := b.Content.(*storedContent)
+	return ok
+}
+
+// File is the file of a stored blob.
+func (b *Blob) File() *os.File { return b.Content.(*storedContent).opened.file }
+
+// Idle is how many files are open that nobody reads.
+func (c *Cache) Idle() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.idle.files)
+}
+
+// KeepIdle has c keep no more than n such files.
+func (c *Cache) KeepIdle(n int) { c.idle.most = n }

@@ -118,7 +118,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	}
 	// A fill leaves the map after its blob is in the index: with the lock
 	// held, in neither means that nobody is fetching it.
-	if e := c.entries.Get(d); e != nil && !e.partial && e.verified != 0 {
+	if e := c.entries.Get(d); e != nil && e.sealed() {
 		return nil, Hit, nil
 	}
 	if c.ctx.Err() != nil {
@@ -156,7 +156,7 @@ func (f *fill) goOnWith(e *entry) {
 	if e.account != nil {
 		f.account = e.account
 	}
-	if e.partial {
+	if e.partial() {
 		f.before = e
 		f.cache.drop(e)
 		f.cache.hold(f, e.size)
@@ -245,7 +245,7 @@ func (c *Cache) run(f *fill) {
 // reports whether no readers are left.
 func (c *Cache) over(f *fill, kept *entry, err error) (unread bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.hold(f, -f.reserved)
 	c.arrived.Add(-f.arrived)
 	if kept != nil {

@@ -264,7 +264,14 @@ func TestPartialFileOfAnEarlierProcess(t *testing.T) {
 			if err := os.WriteFile(partialPath(dir, s.digest), tt.partial, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			c := openCache(t, dir, blobcache.Config{})
+			c, _ := running(t, dir, blobcache.Config{})
+			if err := c.Scanned(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.Doubt(s.digest) // is about whole blobs
+			if doubted := c.Stats().Doubted; doubted != 0 {
+				t.Errorf("%d blobs are in doubt, and there is none", doubted)
+			}
 			s := &source{data: s.data, digest: s.digest, err: tt.err}
 			if tt.fails {
 				b, err := c.Get(t.Context(), s.digest, s.fetch)

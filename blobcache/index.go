@@ -31,16 +31,15 @@ const (
 
 // entry is what is known of a blob file. The file is the record: its mtime is
 // the last use, or at most touchAtMost before it.
-// There may be a million: each takes 96 bytes, and 30 in table and queue.
+// There may be a million: each takes 80 bytes, and 30 in table and queue.
 type entry struct {
 	name     compact.Digest
 	size     int64
 	used     compact.Time
-	touched  compact.Time // the file's mtime
-	verified seal         // of the file when its digest was last known to be right
-	account  *account     // whose it is, if that matters
-	place    ttl.Place    // in Cache.due
-	partial  bool         // a parked fill, not a blob
+	verified seal            // of the file when its digest was last known to be right, or parked
+	account  *account        // whose it is, if that matters
+	touched  compact.Seconds // the file's mtime
+	place    ttl.Place       // in Cache.due
 }
 
 // Name implements compact.Named.
@@ -49,15 +48,24 @@ func (e *entry) Name() *compact.Digest { return &e.name }
 // Place implements ttl.Placed.
 func (e *entry) Place() *ttl.Place { return &e.place }
 
+// partial reports whether e is a parked fill, not a blob.
+func (e *entry) partial() bool { return e.verified == parked }
+
+// sealed reports whether e is a blob whose file was verified.
+func (e *entry) sealed() bool { return e.verified > parked }
+
 // seal is a stamp, as a hash that takes less. The zero seal is no file's.
 type seal uint64
 
+// parked is in place of the seal of what is not all there; it is no file's either.
+const parked seal = 1
+
 func (c *Cache) sealOf(fi fs.FileInfo) seal {
-	return max(seal(maphash.Comparable(c.seed, stampOf(fi))), 1)
+	return max(seal(maphash.Comparable(c.seed, stampOf(fi))), parked+1)
 }
 
 func newEntry(d digest.Digest, size int64, used, touched time.Time) *entry {
-	return &entry{name: compact.Of(d), size: size, used: compact.TimeOf(used), touched: compact.TimeOf(touched)}
+	return &entry{name: compact.Of(d), size: size, used: compact.TimeOf(used), touched: compact.SecondsOf(touched)}
 }
 
 // lookup returns what is known of the complete blob d, or nil. What it returns
@@ -65,7 +73,7 @@ func newEntry(d digest.Digest, size int64, used, touched time.Time) *entry {
 func (c *Cache) lookup(d digest.Digest) *entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.entries.Get(d); e != nil && !e.partial {
+	if e := c.entries.Get(d); e != nil && !e.partial() {
 		return e
 	}
 	return nil
@@ -79,7 +87,7 @@ func (c *Cache) forget(d digest.Digest, e *entry) {
 	if gone {
 		c.drop(e)
 	}
-	c.mu.Unlock()
+	c.unlock()
 	if gone {
 		c.removeOwner(d, e.account)
 	}
@@ -93,9 +101,9 @@ func (c *Cache) use(d digest.Digest, e *entry, fi fs.FileInfo) bool {
 	c.mu.Lock()
 	if e == nil || e.verified != c.sealOf(fi) {
 		if e != nil && c.entries.Get(d) == e {
-			e.verified = 0
+			c.doubt(e)
 		}
-		c.mu.Unlock()
+		c.unlock()
 		return false
 	}
 	touch := c.usedAt(e, now)
@@ -111,7 +119,7 @@ func (c *Cache) use(d digest.Digest, e *entry, fi fs.FileInfo) bool {
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
 	e.used = compact.TimeOf(now)
 	if touch = c.touchDue(e, now); touch {
-		e.touched = e.used
+		e.touched = compact.SecondsOf(now)
 	}
 	return touch
 }
@@ -155,7 +163,7 @@ func (c *Cache) Renew(blobs []digest.Digest) {
 	due := make(map[digest.Digest]*entry) // whose use is to be written to disk
 	c.mu.Lock()
 	for _, d := range blobs {
-		if e := c.entries.Get(d); e != nil && c.usedAt(e, now) && !e.partial {
+		if e := c.entries.Get(d); e != nil && c.usedAt(e, now) && !e.partial() {
 			due[d] = e
 		}
 	}
@@ -182,13 +190,15 @@ func (c *Cache) add(e *entry) {
 	}
 }
 
-// drop takes e, which may be nil, out of the index. Needs mu.
+// drop takes e, which may be nil, out of the index. Needs mu, which is then let go
+// of with unlock.
 func (c *Cache) drop(e *entry) {
 	if e == nil {
 		return
 	}
 	c.entries.Delete(e)
 	c.cfg.Memory.Delete(inMemory(e.name.Digest()))
+	c.idle.dropOf(e)
 	c.due.Delete(e)
 	c.counted(e).count(-1, -e.size)
 	c.countHeld(e.name.Digest(), e, -1)
@@ -205,7 +215,7 @@ func (h *holding) count(n, bytes int64) {
 
 // counted is what e counts as.
 func (c *Cache) counted(e *entry) *holding {
-	if e.partial {
+	if e.partial() {
 		return &c.partials
 	}
 	return &c.blobs
@@ -349,8 +359,9 @@ func (c *Cache) found(name string, de fs.DirEntry, accounts map[digest.Digest]*a
 		return errors.Is(err, fs.ErrNotExist) // expired or committed meanwhile
 	}
 	e := newEntry(d, fi.Size(), past(fi.ModTime()), fi.ModTime())
-	e.partial, e.account = partial, accounts[d]
+	e.account = accounts[d]
 	if partial {
+		e.verified = parked
 		if left, err := c.readExtents(d, e.size); err == nil {
 			e.size = left.Extents.bytes()
 		}

@@ -47,7 +47,7 @@ func (c *Cache) Items(blobs []digest.Digest) []Item {
 	for i, d := range blobs {
 		f := c.fills[d]
 		if e := c.entries.Get(d); e != nil {
-			items[i] = Item{Whole: !e.partial, Filling: f != nil, Size: e.size, Used: e.used.Time()}
+			items[i] = Item{Whole: !e.partial(), Filling: f != nil, Size: e.size, Used: e.used.Time()}
 			if c.cfg.TTL > 0 && !c.holds[d] {
 				items[i].Expires = c.end(e)
 			}

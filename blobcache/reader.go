@@ -8,8 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-
-	"larder/blobcache/durable"
 )
 
 // reader follows a fill at its own pace. It holds the file in a named field:
@@ -78,7 +76,7 @@ func (f *fill) openFile() (*os.File, error) {
 		names = names[1:]
 	}
 	for _, name := range names {
-		file, fi, err := durable.Open(f.cache.root, name)
+		file, fi, err := f.cache.open(name)
 		switch {
 		case tooManyFiles(err), errors.Is(err, fs.ErrPermission):
 			return nil, err

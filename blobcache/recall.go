@@ -28,7 +28,7 @@ func (c *Cache) recall(d digest.Digest) *Blob {
 	now := time.Now()
 	c.mu.Lock()
 	e := c.entries.Get(d)
-	if e == nil || e.partial || e.size > small || c.touchDue(e, now) {
+	if e == nil || e.partial() || e.size > small || c.touchDue(e, now) {
 		c.mu.Unlock()
 		return nil
 	}
@@ -54,7 +54,7 @@ func (c *Cache) memorize(d digest.Digest, e *entry, f *os.File, fi fs.FileInfo) 
 	switch current := c.entries.Get(d) == e; {
 	case !right:
 		e.verified = 0
-	case current && e.verified != 0: // neither removed nor doubted meanwhile
+	case current && e.sealed(): // neither removed nor doubted meanwhile
 		c.cfg.Memory.Put(inMemory(d), memory.Content{Bytes: data})
 	}
 	c.mu.Unlock()

@@ -70,7 +70,7 @@ func TestLargeBlobIsNotKeptInMemory(t *testing.T) {
 		s := newSource(64<<10 + 1)
 		store(t, c, s, "", blobcache.Miss)
 		b := get(t, c, s)
-		if _, ok := b.Content.(*os.File); !ok || kept.Stats().Entries != 0 {
+		if !b.Stored() || kept.Stats().Entries != 0 {
 			t.Errorf("content is a %T, %d blobs in memory", b.Content, kept.Stats().Entries)
 		}
 		b.Content.Close()

@@ -105,7 +105,7 @@ func (c *Cache) scrubbable(after digest.Digest) (todo []digest.Digest, before, t
 	}
 	c.mu.Lock()
 	for e := range c.entries.All() {
-		if e.partial {
+		if e.partial() {
 			continue
 		}
 		total += e.size
@@ -183,12 +183,18 @@ func (c *Cache) throwAway(d digest.Digest, e *entry, err error) {
 // disk: memory may be what is wrong.
 func (c *Cache) Doubt(d digest.Digest) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.cfg.Memory.Delete(inMemory(d))
-	if e := c.entries.Get(d); e != nil && e.verified != 0 {
-		e.verified = 0
+	if e := c.entries.Get(d); e != nil && e.sealed() {
+		c.doubt(e)
 		c.count.doubted.Add(1)
 	}
+}
+
+// doubt has e verified before it is next given out. Needs mu.
+func (c *Cache) doubt(e *entry) {
+	e.verified = 0
+	c.idle.dropOf(e)
 }
 
 // limited reads no faster than it should.

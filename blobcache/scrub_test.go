@@ -115,14 +115,14 @@ func TestScrubbedBlobNeedsNoOtherLook(t *testing.T) {
 		c, _ = running(t, dir, blobcache.Config{ScrubInterval: time.Hour})
 		synctest.Wait()
 		b := get(t, c, s)
-		if _, ok := b.Content.(*os.File); !ok {
+		if !b.Stored() {
 			t.Errorf("a blob that was scrubbed is opened as a %T", b.Content)
 		}
 		b.Content.Close()
 		c.Doubt(s.digest)
 		c.Doubt(digest.FromString("another"))
 		b = get(t, c, s)
-		if _, ok := b.Content.(*os.File); ok {
+		if b.Stored() {
 			t.Error("a blob that is in doubt is given out as it is")
 		}
 		wantBlob(t, b, s.data, blobcache.Hit)

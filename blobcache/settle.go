@@ -53,7 +53,7 @@ func (c *Cache) settle(f *fill, err error) *entry {
 		c.log.Info("blob left incomplete; kept for resuming",
 			zap.Stringer("digest", f.digest), zap.Int64("bytes", arrived), zap.Int64("size", f.size), zap.Error(err))
 		kept := newEntry(f.digest, arrived, now, now)
-		kept.partial = true
+		kept.verified = parked
 		return kept
 	}
 	c.dropPartial(f.digest)

@@ -11,7 +11,7 @@ import (
 func (c *Cache) Size(d digest.Digest) (size int64, ok bool) {
 	c.mu.Lock()
 	e, f := c.entries.Get(d), c.fills[d]
-	if e != nil && !e.partial && (e.verified != 0 || e.size > c.sizes.whole) {
+	if e != nil && !e.partial() && (e.sealed() || e.size > c.sizes.whole) {
 		size = e.size
 		c.mu.Unlock()
 		return size, true

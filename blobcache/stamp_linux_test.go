@@ -2,6 +2,8 @@ package blobcache
 
 import (
 	"io/fs"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 )
@@ -30,5 +32,20 @@ func TestStampTellsFilesApart(t *testing.T) {
 		if change(&is); stampOf(statted{stat: was}) == stampOf(statted{stat: is}) {
 			t.Errorf("%s: the same stamp", name)
 		}
+	}
+}
+
+func TestUnlinkedFileIsTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, want := range []bool{false, true} {
+		if fi, err := f.Stat(); err != nil || unlinked(fi) != want {
+			t.Errorf("unlinked: %v, %v; want %v", !want, err, want)
+		}
+		_ = os.Remove(path)
 	}
 }

@@ -7,8 +7,6 @@ import (
 	"os"
 
 	"github.com/opencontainers/go-digest"
-
-	"larder/blobcache/durable"
 )
 
 // fillFile has the file filled and verified. It returns nil when the file holds
@@ -20,7 +18,7 @@ func (c *Cache) fillFile(f *fill) error {
 		}
 		c.unstick(f.digest)
 	}
-	if stored, fi, err := durable.Open(c.root, blobName(f.digest)); err == nil {
+	if stored, fi, err := c.open(blobName(f.digest)); err == nil {
 		return f.verifyStored(stored, fi)
 	}
 	if err := f.takeUp(); err != nil {

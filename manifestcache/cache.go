@@ -161,7 +161,7 @@ type Cache struct {
 	flights singleflight.Group
 	checks  singleflight.Group // of large manifests, by digest
 	unkept  *semaphore.Weighted
-	due     ttl.Queue[string] // by file name
+	due     ttl.Queue[expiring]
 	count   counters
 	lists   lists
 	whole   chan struct{} // has room for who reads a large manifest into memory, to check it
@@ -221,9 +221,9 @@ func (c *Cache) Close() error {
 // asked if the manifest is not on disk, or if it is not known (or no longer)
 // that the repository has it.
 func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest, up Upstream) (*Manifest, error) {
-	if right, ok := c.validated(repository, d); ok && c.fresh(right.at) {
+	if right, ok := c.validated(repository, d); ok && c.fresh(right.at.Time()) {
 		if m := c.load(d); m != nil && right.covers(m) {
-			return c.answer(m, Hit, right.at), nil
+			return c.answer(m, Hit, right.at.Time()), nil
 		}
 	}
 	return c.ask(ctx, repository+"@"+d.String(), up, func(ctx context.Context, up *questioned) (*Manifest, error) {
@@ -329,7 +329,7 @@ func (c *Cache) unproven(repository string, d digest.Digest, m *Manifest, err er
 	if m == nil || !ok || !right.covers(m) || !c.cfg.StaleIf(err) {
 		return nil, err
 	}
-	return dated(m, Stale, right.at), nil
+	return dated(m, Stale, right.at.Time()), nil
 }
 
 // fetch gets a manifest from upstream, checks it and stores it.

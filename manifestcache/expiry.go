@@ -15,14 +15,34 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
+
+	"larder/blobcache/compact"
+	"larder/ttl"
 )
 
 // retryRemoval is when a file that could not be removed is tried again.
 const retryRemoval = time.Minute
 
-func (c *Cache) schedule(name string, used time.Time) {
+// expiring is what expires: a manifest, a right, a tag, a list, or a file that could
+// not be read.
+type expiring interface {
+	ttl.Placed
+	// file is the name of its file, which is not kept: it takes more than all else.
+	// Needs mu.
+	file() string
+	// known reports whether this is what the index has, and not what it had. Needs mu.
+	known(c *Cache) bool
+	// lifeEnds is when its life ends unless it is used. If it lives as long as a
+	// manifest, it is held as long as that is there. Needs mu.
+	lifeEnds(c *Cache) (end time.Time, held bool)
+	// gone drops it, whose file has been removed.
+	gone(c *Cache)
+}
+
+// schedule has x, which was used then, looked at in its time.
+func (c *Cache) schedule(x expiring, used time.Time) {
 	if c.cfg.TTL > 0 {
-		c.due.Set(name, used.Add(c.cfg.TTL))
+		c.due.Set(x, used.Add(c.cfg.TTL))
 	}
 }
 
@@ -51,25 +71,23 @@ func (c *Cache) Run(ctx context.Context) error {
 	return c.due.Run(ctx, c.expire)
 }
 
-// expire is called when the file name may have come to the end of its life.
-// Manifests and lists live by their use. Tags and rights live as long as the manifest
-// they are about: past their time they count only if upstream can't be asked.
-func (c *Cache) expire(name string) (next time.Time, keep bool) {
-	d, kind, link := c.subject(name)
-	end := c.lists.lastUse(name).Add(c.cfg.TTL)
+// expire is called when x may have come to the end of its life. Manifests and lists
+// live by their use. Tags and rights live as long as the manifest they are about: past
+// their time they count only if upstream can't be asked.
+func (c *Cache) expire(x expiring) (next time.Time, keep bool) {
+	if u, ok := x.(*unread); ok && c.read(u.name) {
+		return next, false
+	}
 	c.mu.Lock()
-	e := c.manifests[d]
-	if e != nil {
-		end = e.used.Add(c.cfg.TTL)
-	}
-	if c.pins.held[d] {
-		end = time.Now().Add(c.cfg.TTL) // or when it is released
-	}
+	name, known := x.file(), x.known(c)
+	end, held := x.lifeEnds(c)
 	c.mu.Unlock()
-	if time.Now().Before(end) {
+	switch {
+	case !known:
+		return next, false
+	case time.Now().Before(end):
 		return end, true
-	}
-	if kind != "" && e != nil { // the manifest is about to go; then this can
+	case held: // the manifest is about to go; then this can
 		return time.Now().Add(retryRemoval), true
 	}
 	if err := c.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -77,45 +95,34 @@ func (c *Cache) expire(name string) (next time.Time, keep bool) {
 		c.count.failed.Add(1)
 		return time.Now().Add(retryRemoval), true
 	}
-	switch kind {
-	case "":
-		c.forget(d)
-		c.count.expired.Add(1)
-	case listDir:
-		c.lists.forget(name)
-		_ = c.root.Remove(path.Dir(name)) // unless there are others
-	case repositoryDir:
-		if r, ok := parseRight(name); ok {
-			c.dropRight(r)
-		}
-	case tagDir:
-		if link != nil {
-			c.dropTag(link.split())
-		}
-	}
+	x.gone(c)
 	return next, false
 }
 
-// subject is the manifest that a file is about, and the directory that says in
-// what way; "" for the manifest itself. A tag's file has a link, unless it is
-// damaged.
-func (c *Cache) subject(name string) (d digest.Digest, kind string, l *link) {
-	switch dir, _, _ := strings.Cut(name, "/"); dir {
-	case tagDir:
-		if l, err := c.readLink(name); err == nil {
-			return l.Descriptor.Digest, tagDir, l
-		}
-		return "", tagDir, nil
-	case repositoryDir:
-		r, _ := parseRight(name)
-		return r.digest, repositoryDir, nil
-	case listDir:
-		return "", listDir, nil
-	default:
-		d, _ = parseManifestName(name)
-		return d, "", nil
+// lifeWith is the end of life of what lives as long as a manifest. Needs mu.
+func (c *Cache) lifeWith(manifest *compact.Digest) (end time.Time, held bool) {
+	e := c.manifests.Find(manifest)
+	switch {
+	case c.pins.held[manifest.Digest()]:
+		end = time.Now().Add(c.cfg.TTL) // or when it is released
+	case e != nil:
+		end = e.used.Time().Add(c.cfg.TTL)
 	}
+	return end, e != nil
 }
+
+// unread is a file that could not be read, by its name. It is read again at the end
+// of its life: it may be a good one by then, which is known.
+type unread struct {
+	name  string
+	place ttl.Place
+}
+
+func (u *unread) Place() *ttl.Place                       { return &u.place }
+func (u *unread) file() string                            { return u.name }
+func (u *unread) known(*Cache) bool                       { return true }
+func (u *unread) lifeEnds(*Cache) (end time.Time, _ bool) { return end, false }
+func (u *unread) gone(*Cache)                             {}
 
 // parseManifestName is the opposite of manifestName.
 func parseManifestName(name string) (digest.Digest, bool) {
@@ -142,10 +149,11 @@ func parseRight(name string) (r right, ok bool) {
 }
 
 // scan makes everything on disk known. Files that are not the cache's are left
-// alone; damaged ones are found when they are read.
+// alone; damaged ones are found when they are read. Manifests come before the rights
+// to them, which then need no digests of their own.
 func (c *Cache) scan(ctx context.Context) {
 	var junk []string
-	err := fs.WalkDir(c.root.FS(), ".", func(name string, de fs.DirEntry, err error) error {
+	look := func(name string, de fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
 			return fs.SkipAll
 		}
@@ -159,7 +167,14 @@ func (c *Cache) scan(ctx context.Context) {
 			junk = append(junk, name)
 		}
 		return nil
+	}
+	err := fs.WalkDir(c.root.FS(), ".", func(name string, de fs.DirEntry, err error) error {
+		if name == repositoryDir && de.IsDir() {
+			return fs.SkipDir
+		}
+		return look(name, de, err)
 	})
+	err = errors.Join(err, fs.WalkDir(c.root.FS(), repositoryDir, look))
 	if len(junk) > 0 || err != nil {
 		c.log.Warn("files in the cache are not manifests; left alone",
 			zap.Int("files", len(junk)), zap.Strings("first", junk[:min(len(junk), 3)]), zap.Error(err))
@@ -168,7 +183,7 @@ func (c *Cache) scan(ctx context.Context) {
 }
 
 // found makes one file of the scan known; false if it is not one of the cache's.
-func (c *Cache) found(name string, de fs.DirEntry) bool {
+func (c *Cache) found(name string, de fs.DirEntry) (ok bool) {
 	if !de.Type().IsRegular() {
 		return false
 	}
@@ -180,51 +195,56 @@ func (c *Cache) found(name string, de fs.DirEntry) bool {
 	case "tmp":
 		return true // being written
 	case tagDir:
-		if !isTagName(name) {
-			return false
-		}
-		c.foundTag(name)
+		ok = isTagName(name)
 	case pinDir:
 		return true // read already
 	case listDir:
-		if !isListName(name) {
-			return false
+		if ok = isListName(name); ok {
+			c.useList(name, fi.Size(), past(fi.ModTime()))
 		}
-		c.useList(name, fi.Size(), past(fi.ModTime()))
-		return true
+		return ok
 	case repositoryDir:
 		if path.Base(name) == nameFile {
 			return c.foundName(name)
 		}
-		r, ok := parseRight(name)
-		if !ok {
-			return false
-		}
-		if !c.readRight(r) {
-			c.unread.Store(true)
-		}
+		_, ok = parseRight(name)
 	default:
-		d, ok := parseManifestName(name)
-		if !ok {
-			return false
-		}
-		c.foundManifest(d)
+		_, ok = parseManifestName(name)
 	}
-	c.schedule(name, past(fi.ModTime()))
-	return true
+	if ok && !c.read(name) {
+		c.unread.Store(true)
+		c.schedule(&unread{name: name}, past(fi.ModTime()))
+	}
+	return ok
 }
 
-// foundManifest makes the manifest d known. A damaged one is left for its next
-// reader, or its end of life.
-func (c *Cache) foundManifest(d digest.Digest) {
+// read makes known what a file says of a manifest, a right or a tag. It reports false
+// if that can't be read: a damaged one is left for its next reader, or its end of
+// life.
+func (c *Cache) read(name string) (known bool) {
+	switch dir, _, _ := strings.Cut(name, "/"); dir {
+	case tagDir:
+		return c.foundTag(name)
+	case repositoryDir:
+		r, _ := parseRight(name)
+		return c.readRight(r)
+	default:
+		d, _ := parseManifestName(name)
+		return c.foundManifest(d)
+	}
+}
+
+// foundManifest makes the manifest d known.
+func (c *Cache) foundManifest(d digest.Digest) (known bool) {
 	m, mtime, err := c.readManifest(d)
 	if err != nil {
-		return
+		return false
 	}
 	named := namesOf(kindOf(m.MediaType), m.Body)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.add(m, mtime, past(mtime), named)
+	return true
 }
 
 // past is when a file was used: not in the future, where a clock that was wrong

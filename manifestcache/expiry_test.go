@@ -164,6 +164,55 @@ func TestExpirySurvivesARestartAndFollowsTheConfiguredTTL(t *testing.T) {
 	})
 }
 
+// A file that can't be read at the start has a life like others; but not if a good one
+// has taken its place meanwhile.
+func TestDamagedFileThatWasReplacedLivesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, cfg := t.TempDir(), config()
+		cfg.TTL = 24 * time.Hour
+		c, stop := running(t, dir, cfg)
+		up := newRepository("docker.io/library/alpine")
+		left, replaced := up.push(newDocument(`{"left":1}`), "left"), up.push(newDocument(`{"replaced":1}`), "replaced")
+		of := func(tag string, doc document) []string {
+			return []string{manifestPath(dir, doc.digest), tagPath(dir, up, tag), rightPath(dir, up, doc.digest)}
+		}
+		wantTag(t, c, up, "left", left, manifestcache.Miss)
+		wantTag(t, c, up, "replaced", replaced, manifestcache.Miss)
+		stop()
+		for _, path := range append(of("left", left), of("replaced", replaced)...) {
+			garbage := make([]byte, 300<<10) // more than is read of any of them
+			if err := errors.Join(os.WriteFile(path, garbage, 0o600), os.Chtimes(path, time.Now(), time.Now())); err != nil {
+				t.Fatal(err)
+			}
+		}
+
+		c, _ = running(t, dir, cfg)
+		time.Sleep(12 * time.Hour)
+		wantTag(t, c, up, "replaced", replaced, manifestcache.Miss)
+		time.Sleep(12*time.Hour + 3*time.Minute)
+		synctest.Wait()
+		for _, path := range of("left", left) {
+			if exists(t, path) {
+				t.Errorf("%s is still there", path)
+			}
+		}
+		for _, path := range of("replaced", replaced) {
+			if !exists(t, path) {
+				t.Errorf("%s is gone", path)
+			}
+		}
+		up.fail(errDown)
+		wantTag(t, c, up, "replaced", replaced, manifestcache.Stale)
+		time.Sleep(24*time.Hour + 3*time.Minute) // from that, which was a use
+		synctest.Wait()
+		for _, path := range of("replaced", replaced) {
+			if exists(t, path) {
+				t.Errorf("%s is there for ever", path)
+			}
+		}
+	})
+}
+
 func TestFailedRemovalIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, cfg := t.TempDir(), config()

@@ -284,7 +284,7 @@ func memoryKey(d digest.Digest) memory.Key {
 func (c *Cache) recall(d digest.Digest) *Manifest {
 	now := time.Now()
 	c.mu.Lock()
-	e := c.manifests[d]
+	e := c.manifests.Get(d)
 	if e == nil || c.touchDue(e, now) {
 		c.mu.Unlock()
 		return nil
@@ -307,7 +307,7 @@ func (c *Cache) recall(d digest.Digest) *Manifest {
 func (c *Cache) memorize(m *Manifest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.manifests[m.Digest] != nil && m.Size <= maxBody {
+	if c.manifests.Get(m.Digest) != nil && m.Size <= maxBody {
 		c.cfg.Memory.Put(memoryKey(m.Digest), memory.Content{MediaType: m.MediaType, Bytes: m.Body})
 	}
 }

@@ -129,8 +129,8 @@ func TestAllListsAreBounded(t *testing.T) {
 			add := func(i int) {
 				_, excess := s.use(fmt.Sprintf("lists/%d/x", i), size, begin.Add(time.Duration(i)))
 				for _, file := range excess {
-					if want := fmt.Sprintf("lists/%d/x", gone); file != want {
-						t.Fatalf("%s has to go, want %s, the oldest", file, want)
+					if want := fmt.Sprintf("lists/%d/x", gone); file.name != want {
+						t.Fatalf("%s has to go, want %s, the oldest", file.name, want)
 					}
 					gone++
 				}
@@ -155,9 +155,9 @@ func TestListsOfARepositoryAreBounded(t *testing.T) {
 	s, begin := newLists(), time.Now()
 	s.use("lists/other/x", 1, begin)
 	for i := range maxLists + 3 {
-		isNew, excess := s.use(fmt.Sprintf("lists/a/%d", i), 1, begin.Add(time.Duration(i)))
-		if want := max(0, i-maxLists+1); !isNew || len(excess) != min(want, 1) || want > 0 && excess[0] != fmt.Sprintf("lists/a/%d", want-1) {
-			t.Fatalf("list %d: new %v, and %q have to go", i, isNew, excess)
+		added, excess := s.use(fmt.Sprintf("lists/a/%d", i), 1, begin.Add(time.Duration(i)))
+		if want := max(0, i-maxLists+1); added == nil || len(excess) != min(want, 1) || want > 0 && excess[0].name != fmt.Sprintf("lists/a/%d", want-1) {
+			t.Fatalf("list %d: new %v, and %v have to go", i, added, excess)
 		}
 	}
 	if n, _ := s.stats(); n != maxLists+1 || s.siblings["lists/a"] != maxLists {

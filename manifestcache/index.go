@@ -39,7 +39,7 @@ func newRight(repository string, d digest.Digest) right {
 // index is what is known of the files, and rebuilt from them, and what upstream
 // has said beside.
 type index struct {
-	manifests map[digest.Digest]*entry
+	manifests compact.Table[*entry]
 	bytes     int64   // of the manifests
 	layers    *layers // what they name
 	proofs    proofs
@@ -47,41 +47,10 @@ type index struct {
 	repositories map[[sha256.Size]byte]*repository // by the hash of their names
 }
 
-type entry struct {
-	digest  digest.Digest
-	size    int64
-	used    time.Time
-	touched compact.Time // the file's mtime
-	hits    int64        // answers with it that it did not have to be fetched for
-	kind    kind         // as which it names what follows
-
-	number uint32 // among the layers; 0: what it names is not remembered
-	blobs  packed // that the manifest names
-	lists  packed // the manifests that it names, if it is an index
-}
-
-// validation is upstream's word that a repository has a manifest.
-type validation struct {
-	at        time.Time
-	touched   compact.Time // the file's mtime
-	mediaType string       // that the manifest has there; "" if the file does not say
-}
-
-// covers reports whether upstream's word is about m as it is on disk: another
-// repository may have it there as something else.
-func (v validation) covers(m *Manifest) bool { return v.mediaType == "" || v.mediaType == m.MediaType }
-
-// names reports whether upstream's word is about a manifest that names what one of
-// kind k does.
-func (v validation) names(k kind) bool {
-	return k != other && (v.mediaType == "" || kindOf(v.mediaType) == k)
-}
-
 func newIndex() index {
 	return index{
-		manifests: make(map[digest.Digest]*entry),
-		layers:    newLayers(),
-		proofs:    newProofs(),
+		layers: newLayers(),
+		proofs: newProofs(),
 
 		repositories: make(map[[sha256.Size]byte]*repository),
 	}
@@ -113,12 +82,16 @@ func (c *Cache) best(r right, k pair) Right {
 	if at, ok := c.proofs.proof(k); ok {
 		best = c.judge(at)
 	}
+	repo := c.repositories[r.repository]
+	if repo == nil {
+		return best
+	}
 	for e := range c.layers.naming(r.digest) {
 		if best == Granted {
 			break
 		}
-		if v := c.right(right{r.repository, e.digest}); v != nil && v.names(e.kind) {
-			best = max(best, c.judge(v.at))
+		if v := repo.rights.Find(&e.name); v != nil && v.names(e.kind) {
+			best = max(best, c.judge(v.at.Time()))
 		}
 	}
 	return best
@@ -150,9 +123,9 @@ func (c *Cache) Forget(repository string, d digest.Digest) {
 	c.mu.Lock()
 	if repo := c.repositories[r.repository]; !c.proofs.refuse(k) && repo != nil {
 		blob := appendPacked(nil, d)
-		for m := range repo.rights {
-			if e := c.manifests[m]; e == nil || e.number == 0 || e.blobs.has(blob) {
-				naming = append(naming, m)
+		for v := range repo.rights.All() {
+			if e := c.manifests.Find(v.manifest); e == nil || e.number == 0 || e.blobs.has(blob) {
+				naming = append(naming, v.manifest.Digest())
 			}
 		}
 	}
@@ -176,24 +149,24 @@ func within(d time.Duration, validated time.Time) bool {
 
 // validated is what upstream last said of the manifest d in the repository, if
 // that was a yes.
-func (c *Cache) validated(repository string, d digest.Digest) (validation, bool) {
+func (c *Cache) validated(repository string, d digest.Digest) (word, bool) {
 	r := newRight(repository, d)
 	c.mu.Lock()
 	v := c.right(r)
 	if v != nil {
 		defer c.mu.Unlock()
-		return *v, true
+		return v.word, true
 	}
 	c.mu.Unlock()
 	if c.isKnown() || !c.readRight(r) {
-		return validation{}, false
+		return word{}, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if v = c.right(r); v == nil {
-		return validation{}, false // revoked meanwhile
+		return word{}, false // revoked meanwhile
 	}
-	return *v, true
+	return v.word, true
 }
 
 // readRight makes known what a file says of a right, unless more is known. It
@@ -205,10 +178,29 @@ func (c *Cache) readRight(r right) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if rights := c.repository(r.repository).rights; rights[r.digest] == nil {
-		rights[r.digest] = &validation{at: mtime, touched: compact.TimeOf(mtime), mediaType: shared(string(mediaType))}
+	if c.right(r) == nil {
+		v := c.addRight(c.repository(r.repository), r.digest)
+		v.at, v.touched, v.mediaType = compact.TimeOf(mtime), compact.SecondsOf(mtime), shared(string(mediaType))
+		c.schedule(v, past(mtime))
 	}
 	return true
+}
+
+// addRight makes known that a repository has the manifest d. When upstream said so is
+// the caller's to say. Needs mu.
+func (x *index) addRight(repo *repository, d digest.Digest) *validation {
+	v := &validation{repository: repo, manifest: x.name(d)}
+	repo.rights.Put(v)
+	return v
+}
+
+// name is the digest of a manifest, in memory once for all who refer to it. Needs mu.
+func (x *index) name(d digest.Digest) *compact.Digest {
+	name := compact.Of(d)
+	if e := x.manifests.Find(&name); e != nil {
+		return &e.name
+	}
+	return &name
 }
 
 // validate records that upstream says that the repository has m, now.
@@ -218,17 +210,17 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	repo := c.repository(r.repository)
 	name := !repo.recorded
 	repo.name, repo.recorded = repository, true
-	v := repo.rights[m.Digest]
+	v := repo.rights.Get(m.Digest)
 	if v == nil {
-		v = new(validation)
-		repo.rights[m.Digest] = v
+		v = c.addRight(repo, m.Digest)
 		c.pinMoved(repository, string(m.Digest))
 	}
 	write := now.Sub(v.touched.Time()).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
+	v.at, v.mediaType = compact.TimeOf(now), shared(m.MediaType)
 	if write {
-		v.touched = compact.TimeOf(now)
+		v.touched = compact.SecondsOf(now)
+		c.schedule(v, now)
 	}
-	v.at, v.mediaType = now, shared(m.MediaType)
 	c.mu.Unlock()
 	if name {
 		c.recordName(repository)
@@ -247,13 +239,11 @@ func (c *Cache) recordRight(repository string, r right, mediaType string, now ti
 	if err != nil {
 		c.complain("right of a repository not recorded", err, zap.String("repository", repository), zap.Stringer("digest", r.digest))
 	}
-	c.schedule(name, now)
 }
 
 // revoke records that the repository does not have the manifest d any more.
 func (c *Cache) revoke(repository string, d digest.Digest) {
 	r := newRight(repository, d)
-	c.due.Delete(rightName(r))
 	if err := c.root.RemoveAll(rightName(r)); err != nil {
 		c.log.Error("right of a repository not removed", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
 	}
@@ -271,13 +261,12 @@ func (c *Cache) touchEvery() time.Duration {
 func (c *Cache) use(m *Manifest, mtime time.Time) {
 	now := time.Now()
 	c.mu.Lock()
-	e := c.manifests[m.Digest]
+	e := c.manifests.Get(m.Digest)
 	if k := kindOf(m.MediaType); e == nil || e.number == 0 || e.kind != k {
 		c.mu.Unlock()
 		named := namesOf(k, m.Body)
 		c.mu.Lock()
 		e = c.add(m, mtime, now, named)
-		c.schedule(manifestName(m.Digest), now)
 	}
 	touch := c.usedAt(e, now)
 	c.mu.Unlock()
@@ -289,9 +278,9 @@ func (c *Cache) use(m *Manifest, mtime time.Time) {
 // usedAt notes a use of e, and reports whether it is to be written to disk.
 // Needs mu.
 func (c *Cache) usedAt(e *entry, now time.Time) (touch bool) {
-	e.used = now
+	e.used = compact.TimeOf(now)
 	if touch = c.touchDue(e, now); touch {
-		e.touched = compact.TimeOf(now)
+		e.touched = compact.SecondsOf(now)
 	}
 	return touch
 }
@@ -316,7 +305,7 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 	c.mu.Lock()
 	here, _ := c.reach(d, nil)
 	for _, d := range here {
-		e := c.manifests[d]
+		e := c.manifests.Get(d)
 		if c.usedAt(e, now) {
 			touch = append(touch, d)
 		}
@@ -334,10 +323,11 @@ func (c *Cache) Blobs(d digest.Digest) []digest.Digest {
 // add makes m known, which names others and was last used then, and remembered
 // what it names as what it is, unless that is so. Needs mu.
 func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
-	e, kind := c.manifests[m.Digest], kindOf(m.MediaType)
+	e, kind := c.manifests.Get(m.Digest), kindOf(m.MediaType)
 	if e == nil {
-		e = &entry{digest: m.Digest, size: m.Size, touched: compact.TimeOf(mtime)}
-		c.manifests[m.Digest] = e
+		e = &entry{name: compact.Of(m.Digest), size: m.Size, touched: compact.SecondsOf(mtime)}
+		c.manifests.Put(e)
+		c.schedule(e, used)
 		c.bytes += e.size
 		if c.pins.held[m.Digest] {
 			c.repin() // now it is known what it leads to
@@ -348,9 +338,7 @@ func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
 	}
 	if e.number == 0 {
 		e.kind = kind
-		if used.After(e.used) {
-			e.used = used
-		}
+		e.used = max(e.used, compact.TimeOf(used))
 		c.layers.add(e, named)
 	}
 	return e
@@ -365,14 +353,14 @@ func (c *Cache) forget(d digest.Digest) {
 
 // dropManifest takes a manifest out of the index, if it is there. Needs mu.
 func (c *Cache) dropManifest(d digest.Digest) {
-	e := c.manifests[d]
+	e := c.manifests.Get(d)
 	if e == nil {
 		return
 	}
-	delete(c.manifests, d)
+	c.manifests.Delete(e)
 	c.bytes -= e.size
 	c.cfg.Memory.Delete(memoryKey(d))
-	c.due.Delete(manifestName(d))
+	c.due.Delete(e)
 	if e.number != 0 {
 		c.layers.remove(e)
 	}

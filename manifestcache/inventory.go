@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"larder/blobcache/compact"
 )
 
 // Image is a manifest, or an index, that a repository has and that is here.
@@ -34,8 +36,9 @@ type Tag struct {
 	Fresh            bool // upstream is not asked about it yet
 }
 
-func (c *Cache) tag(repository, name string, t tagged) Tag {
-	return Tag{repository, name, t.digest, t.validated, within(c.cfg.TagTTL, t.validated)}
+func (c *Cache) tag(t *tagged) Tag {
+	validated := t.validated.Time()
+	return Tag{t.repository.called(), t.name, t.manifest.Digest(), validated, within(c.cfg.TagTTL, validated)}
 }
 
 // Scanned waits until all that is on disk is known. The error is ErrClosed if Run
@@ -54,10 +57,10 @@ func (c *Cache) Scanned(ctx context.Context) error {
 func (c *Cache) Repositories() []string {
 	var names []string
 	c.mu.Lock()
-	for hash, repo := range c.repositories {
-		for d := range repo.rights {
-			if c.manifests[d] != nil {
-				names = append(names, repo.called(hash))
+	for _, repo := range c.repositories {
+		for v := range repo.rights.All() {
+			if c.manifests.Find(v.manifest) != nil {
+				names = append(names, repo.called())
 				break
 			}
 		}
@@ -76,24 +79,24 @@ func (c *Cache) Images(repository string) []Image {
 		return nil
 	}
 	listed := make(map[digest.Digest]bool)
-	images := make([]Image, 0, len(repo.rights))
-	at := make(map[digest.Digest]int, len(repo.rights))
-	for d, v := range repo.rights {
-		e := c.manifests[d]
+	images := make([]Image, 0, repo.rights.Len())
+	at := make(map[digest.Digest]int, repo.rights.Len())
+	for v := range repo.rights.All() {
+		e := c.manifests.Find(v.manifest)
 		if e == nil {
 			continue
 		}
 		for m := range e.lists.digests() {
 			listed[m] = true
 		}
-		at[d] = len(images)
-		img := c.image(d, e)
-		img.Repository, img.Validated = repository, v.at
+		img := c.image(e)
+		img.Repository, img.Validated = repository, v.at.Time()
+		at[img.Digest] = len(images)
 		images = append(images, img)
 	}
-	for name, t := range repo.tags {
-		if i, ok := at[t.digest]; ok {
-			images[i].Tags = append(images[i].Tags, c.tag(repository, name, t))
+	for _, t := range repo.tags {
+		if i, ok := at[t.manifest.Digest()]; ok {
+			images[i].Tags = append(images[i].Tags, c.tag(t))
 		}
 	}
 	c.mu.Unlock()
@@ -106,11 +109,11 @@ func (c *Cache) Images(repository string) []Image {
 }
 
 // image is what is known of a manifest, whoever has it. Needs mu.
-func (c *Cache) image(d digest.Digest, e *entry) Image {
-	img := Image{Digest: d, Size: e.size, Used: e.used, Hits: e.hits}
-	img.Held = c.pins.held[d]
+func (c *Cache) image(e *entry) Image {
+	img := Image{Digest: e.name.Digest(), Size: e.size, Used: e.used.Time(), Hits: e.hits}
+	img.Held = c.pins.held[img.Digest]
 	if c.cfg.TTL > 0 && !img.Held {
-		img.Expires = e.used.Add(c.cfg.TTL)
+		img.Expires = img.Used.Add(c.cfg.TTL)
 	}
 	return img
 }
@@ -119,11 +122,11 @@ func (c *Cache) image(d digest.Digest, e *entry) Image {
 func (c *Cache) Manifest(d digest.Digest) (Image, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.manifests[d]
+	e := c.manifests.Get(d)
 	if e == nil {
 		return Image{}, false
 	}
-	return c.image(d, e), true
+	return c.image(e), true
 }
 
 // Tag is what a tag points at, if that is known.
@@ -134,8 +137,11 @@ func (c *Cache) Tag(repository, name string) (Tag, bool) {
 	if repo == nil {
 		return Tag{}, false
 	}
-	t, ok := repo.tags[name]
-	return c.tag(repository, name, t), ok
+	t := repo.tags[name]
+	if t == nil {
+		return Tag{}, false
+	}
+	return c.tag(t), true
 }
 
 // Right says whether upstream has said that the repository has the manifest d,
@@ -147,16 +153,17 @@ func (c *Cache) Right(repository string, d digest.Digest) (right Right, validate
 	if v == nil {
 		return Unknown, time.Time{}
 	}
-	return c.judge(v.at), v.at
+	return c.judge(v.at.Time()), v.at.Time()
 }
 
 // Having lists the repositories that have the manifest d, in order.
 func (c *Cache) Having(d digest.Digest) []string {
 	var names []string
 	c.mu.Lock()
-	for hash, repo := range c.repositories {
-		if repo.rights[d] != nil {
-			names = append(names, repo.called(hash))
+	name := compact.Of(d)
+	for _, repo := range c.repositories {
+		if repo.rights.Find(&name) != nil {
+			names = append(names, repo.called())
 		}
 	}
 	c.mu.Unlock()
@@ -169,7 +176,7 @@ func (c *Cache) Naming(d digest.Digest) []digest.Digest {
 	var manifests []digest.Digest
 	c.mu.Lock()
 	for e := range c.layers.naming(d) {
-		manifests = append(manifests, e.digest)
+		manifests = append(manifests, e.name.Digest())
 	}
 	c.mu.Unlock()
 	slices.Sort(manifests)
@@ -229,12 +236,12 @@ func (c *Cache) tree(d digest.Digest, read map[digest.Digest]names) (t Tree, for
 	t.Manifests, t.Absent = c.reach(d, read)
 	seen := make(map[digest.Digest]bool)
 	for _, m := range t.Manifests {
-		e := c.manifests[m]
+		e := c.manifests.Get(m)
 		t.Size += e.size
 		if _, ok := read[m]; e.number == 0 && !ok {
 			forgotten = append(forgotten, m)
 		}
-		blobs, _ := e.named(read)
+		blobs, _ := e.named(read[m])
 		for b := range blobs {
 			if !seen[b] {
 				seen[b] = true
@@ -256,13 +263,13 @@ func (x *index) reach(d digest.Digest, read map[digest.Digest]names) (here, abse
 	todo := []digest.Digest{d}
 	for seen := map[digest.Digest]bool{d: true}; len(todo) > 0; {
 		d, todo = todo[0], todo[1:]
-		e := x.manifests[d]
+		e := x.manifests.Get(d)
 		if e == nil {
 			absent = append(absent, d)
 			continue
 		}
 		here = append(here, d)
-		_, lists := e.named(read)
+		_, lists := e.named(read[d])
 		for m := range lists {
 			if !seen[m] && len(seen) < maxReach {
 				seen[m] = true
@@ -274,9 +281,9 @@ func (x *index) reach(d digest.Digest, read map[digest.Digest]names) (here, abse
 }
 
 // named is what a manifest names: if it was forgotten, what was read. Needs mu.
-func (e *entry) named(read map[digest.Digest]names) (blobs, manifests iter.Seq[digest.Digest]) {
+func (e *entry) named(read names) (blobs, manifests iter.Seq[digest.Digest]) {
 	if e.number == 0 {
-		return slices.Values(read[e.digest].blobs), slices.Values(read[e.digest].manifests)
+		return slices.Values(read.blobs), slices.Values(read.manifests)
 	}
 	return e.blobs.digests(), e.lists.digests()
 }
@@ -302,7 +309,7 @@ func (c *Cache) answered(m *Manifest) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.manifests[m.Digest]; e != nil {
+	if e := c.manifests.Get(m.Digest); e != nil {
 		e.hits++
 	}
 }

@@ -91,7 +91,7 @@ func (l *layers) oldest() (old *entry) {
 		if e == nil {
 			continue
 		}
-		if looked++; old == nil || e.used.Before(old.used) {
+		if looked++; old == nil || e.used < old.used {
 			old = e
 		}
 	}

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"larder/blobcache/compact"
 )
 
 // blobs makes n digests, each other than all that were made from before.
@@ -22,9 +24,15 @@ func blobs(from, n int) (list []digest.Digest) {
 	return list
 }
 
+// numbered is a digest of its own for each i.
+func numbered(i int) *compact.Digest {
+	d := compact.Of(digest.FromString(fmt.Sprint("manifest ", i)))
+	return &d
+}
+
 func naming(l *layers, d digest.Digest) (list []digest.Digest) {
 	for e := range l.naming(d) {
-		list = append(list, e.digest)
+		list = append(list, e.name.Digest())
 	}
 	slices.Sort(list)
 	return list
@@ -53,7 +61,7 @@ func TestLayersAreThoseOfAMap(t *testing.T) {
 		known := make(map[*entry][]digest.Digest)
 		for i := range 600 {
 			if random.IntN(5) < 3 {
-				e := &entry{digest: digest.Digest(fmt.Sprint(i)), used: time.Unix(random.Int64N(100), 0)}
+				e := &entry{name: *numbered(i), used: compact.Time(random.Int64N(100))}
 				var named names
 				for _, b := range all {
 					if random.IntN(10) == 0 {
@@ -75,7 +83,7 @@ func TestLayersAreThoseOfAMap(t *testing.T) {
 			var want []digest.Digest
 			for e, named := range known {
 				if slices.Contains(named, b) {
-					want = append(want, e.digest)
+					want = append(want, e.name.Digest())
 				}
 			}
 			slices.Sort(want)
@@ -97,10 +105,10 @@ func TestLeastRecentlyUsedImageIsForgotten(t *testing.T) {
 	l.max = 40
 	var images []*entry
 	for i := range 10 {
-		e := &entry{digest: digest.Digest(fmt.Sprint(i)), used: time.Unix(int64(i), 0)}
+		e := &entry{name: *numbered(i), used: compact.Time(i)}
 		images = append(images, e)
 		if i == 4 {
-			images[0].used = time.Unix(100, 0) // again
+			images[0].used = 100 // again
 		}
 		l.add(e, names{blobs: blobs(10*i, 7), manifests: blobs(10*i+7, 3)})
 	}
@@ -121,7 +129,7 @@ func TestBlobThatVeryManyImagesName(t *testing.T) {
 	shared, none := blobs(0, 1), blobs(1, 1)[0]
 	var images []*entry
 	for i := range 3 * crowd {
-		e := &entry{digest: digest.Digest(fmt.Sprint(i))}
+		e := &entry{name: *numbered(i)}
 		images = append(images, e)
 		l.add(e, names{blobs: append(blobs(2+i, 1), shared...)})
 	}
@@ -129,7 +137,7 @@ func TestBlobThatVeryManyImagesName(t *testing.T) {
 		t.Errorf("%d images are known to name the blob, want %d", n, crowd)
 	}
 	for i, e := range images {
-		if got := naming(l, blobs(2+i, 1)[0]); len(got) != 1 || got[0] != e.digest {
+		if got := naming(l, blobs(2+i, 1)[0]); len(got) != 1 || got[0] != e.name.Digest() {
 			t.Fatalf("the other blob of image %d is named by %v", i, got)
 		}
 	}

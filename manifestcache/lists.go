@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"larder/ttl"
 )
 
 // Clients choose what is listed and how: n and last, the subject, the type. These
@@ -51,8 +53,25 @@ type lists struct {
 }
 
 type listEntry struct {
+	name  string
 	bytes int64 // on disk, in whole blocks
 	at    time.Time
+	place ttl.Place // in Cache.due
+}
+
+// Place implements ttl.Placed.
+func (e *listEntry) Place() *ttl.Place { return &e.place }
+
+func (e *listEntry) file() string        { return e.name }
+func (e *listEntry) known(c *Cache) bool { return c.lists.known(e) }
+
+func (e *listEntry) lifeEnds(c *Cache) (end time.Time, held bool) {
+	return c.lists.lastUse(e).Add(c.cfg.TTL), false
+}
+
+func (e *listEntry) gone(c *Cache) {
+	c.dropList(e.name)
+	_ = c.root.Remove(path.Dir(e.name)) // unless there are others
 }
 
 func newLists() lists {
@@ -145,7 +164,7 @@ func (c *Cache) readList(repository, name string) *List {
 	file := listName(repository, name)
 	l, f, fi, err := c.openListFile(repository, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		c.lists.forget(file)
+		c.dropList(file)
 		return nil
 	}
 	if saysNothing(err) {
@@ -215,23 +234,30 @@ func (c *Cache) storeList(repository, name string, l *List) (known, stored bool)
 
 // useList notes the use of a file, and removes those that are too many now.
 func (c *Cache) useList(file string, size int64, at time.Time) {
-	isNew, excess := c.lists.use(file, size, at)
-	if isNew {
-		c.schedule(file, at)
+	added, excess := c.lists.use(file, size, at)
+	if added != nil {
+		c.schedule(added, at)
 	}
 	for _, other := range excess {
-		c.removeList(other)
+		c.due.Delete(other)
+		c.removeList(other.name)
 	}
 }
 
 func (c *Cache) removeList(file string) {
-	c.lists.forget(file)
-	c.due.Delete(file)
+	c.dropList(file)
 	if err := c.root.RemoveAll(file); err != nil {
 		c.log.Error("list not removed", zap.String("path", file), zap.Error(err))
 		return
 	}
 	_ = c.root.Remove(path.Dir(file)) // unless there are others
+}
+
+// dropList drops what is known of a list, whose file is gone or about to go.
+func (c *Cache) dropList(file string) {
+	if e := c.lists.forget(file); e != nil {
+		c.due.Delete(e)
+	}
 }
 
 // ForgetLists removes all lists of a repository: upstream says that there is none,
@@ -245,15 +271,15 @@ func (c *Cache) removeListsOf(repository [sha256.Size]byte) {
 	}
 }
 
-// use notes that a file, whose size is given, is used, and returns which others
-// are too many. They are not known any more.
-func (s *lists) use(file string, size int64, at time.Time) (isNew bool, excess []string) {
+// use notes that a file, whose size is given, is used, and returns it if it is new,
+// and which others are too many. They are not known any more.
+func (s *lists) use(file string, size int64, at time.Time) (added *listEntry, excess []*listEntry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.used[file]
-	if isNew = e == nil; isNew {
-		e = new(listEntry)
-		s.used[file] = e
+	if e == nil {
+		e = &listEntry{name: file}
+		s.used[file], added = e, e
 		s.siblings[path.Dir(file)]++
 	}
 	bytes := (size + listBlock - 1) / listBlock * listBlock
@@ -267,52 +293,56 @@ func (s *lists) use(file string, size int64, at time.Time) (isNew bool, excess [
 		s.drop(other)
 		excess = append(excess, other)
 	}
-	return isNew, excess
+	return added, excess
 }
 
 // oldest is the list but for the file that was not used for longest, of the same
 // repository or of all. Needs mu.
-func (s *lists) oldest(file string, sibling bool) (oldest string) {
+func (s *lists) oldest(file string, sibling bool) (oldest *listEntry) {
 	for other, e := range s.used {
 		if other == file || sibling && path.Dir(other) != path.Dir(file) {
 			continue
 		}
-		if oldest == "" || e.at.Before(s.used[oldest].at) {
-			oldest = other
+		if oldest == nil || e.at.Before(oldest.at) {
+			oldest = e
 		}
 	}
 	return oldest
 }
 
-func (s *lists) forget(file string) {
+// forget returns what was known of a file, or nil.
+func (s *lists) forget(file string) *listEntry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.drop(file)
+	e := s.used[file]
+	if e != nil {
+		s.drop(e)
+	}
+	return e
 }
 
 // drop needs mu.
-func (s *lists) drop(file string) {
-	e := s.used[file]
-	if e == nil {
-		return
-	}
-	delete(s.used, file)
+func (s *lists) drop(e *listEntry) {
+	delete(s.used, e.name)
 	s.bytes -= e.bytes
-	if dir := path.Dir(file); s.siblings[dir] > 1 {
+	if dir := path.Dir(e.name); s.siblings[dir] > 1 {
 		s.siblings[dir]--
 	} else {
 		delete(s.siblings, dir)
 	}
 }
 
-// lastUse is the zero time for a file that is not known.
-func (s *lists) lastUse(file string) time.Time {
+// known reports whether this is what is known of a file.
+func (s *lists) known(e *listEntry) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.used[file]; e != nil {
-		return e.at
-	}
-	return time.Time{}
+	return s.used[e.name] == e
+}
+
+func (s *lists) lastUse(e *listEntry) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.at
 }
 
 // in lists the files of a directory.

@@ -215,8 +215,8 @@ func (c *Cache) workOutPins() {
 	released := c.pins.held
 	c.pins.held, c.pins.known = manifests, wanted
 	for d := range released {
-		if e := c.manifests[d]; e != nil && !manifests[d] {
-			c.schedule(manifestName(d), e.used)
+		if e := c.manifests.Get(d); e != nil && !manifests[d] {
+			c.schedule(e, e.used.Time())
 		}
 	}
 	close(c.pins.worked)
@@ -228,14 +228,15 @@ func (c *Cache) pinRoots() (roots []digest.Digest) {
 	if c.cfg.Pinned == nil && len(c.pins.hand) == 0 {
 		return nil
 	}
-	for hash, repo := range c.repositories {
-		name := repo.called(hash)
+	for _, repo := range c.repositories {
+		name := repo.called()
 		for tag, t := range repo.tags {
 			if c.isPinned(name, tag) {
-				roots = append(roots, t.digest)
+				roots = append(roots, t.manifest.Digest())
 			}
 		}
-		for d := range repo.rights {
+		for v := range repo.rights.All() {
+			d := v.manifest.Digest()
 			if c.isPinned(name, string(d)) {
 				roots = append(roots, d)
 			}
@@ -254,8 +255,8 @@ func (c *Cache) PinnedIn(p *Plan) string {
 		}
 	}
 	for r := range p.removal.rights {
-		if repo := c.repositories[r.repository]; repo != nil && c.isPinned(repo.called(r.repository), string(r.digest)) {
-			return pinOf(repo.called(r.repository), string(r.digest))
+		if repo := c.repositories[r.repository]; repo != nil && c.isPinned(repo.called(), string(r.digest)) {
+			return pinOf(repo.called(), string(r.digest))
 		}
 	}
 	for _, m := range p.Manifests {

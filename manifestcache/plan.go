@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"larder/blobcache/compact"
 )
 
 // Plan is what would go if an operator had something removed. Nothing has, until
@@ -65,8 +67,8 @@ func (c *Cache) PlanRepository(name string) *Plan {
 	c.mu.Lock()
 	r, hash := newRemoval(), hashOf(name)
 	if repo := c.repositories[hash]; repo != nil {
-		for d := range repo.rights {
-			r.rights[right{hash, d}] = true
+		for v := range repo.rights.All() {
+			r.rights[v.right()] = true
 		}
 		for tag := range repo.tags {
 			r.tags[tagKey{hash, tag}] = true
@@ -84,9 +86,9 @@ func (c *Cache) PlanTag(repository, tag string) *Plan {
 	c.mu.Lock()
 	r, hash := newRemoval(), hashOf(repository)
 	if repo := c.repositories[hash]; repo != nil {
-		if t, ok := repo.tags[tag]; ok {
+		if t := repo.tags[tag]; t != nil {
 			r.tags[tagKey{hash, tag}] = true
-			c.drop(&r, hash, c.branch(t.digest), nil)
+			c.drop(&r, hash, c.branch(t.manifest.Digest()), nil)
 		}
 	}
 	p := c.plan(r)
@@ -129,12 +131,13 @@ func (x *index) knows(hash [sha256.Size]byte, d digest.Digest) bool {
 	if repo == nil {
 		return false
 	}
+	name := compact.Of(d)
 	for _, t := range repo.tags {
-		if t.digest == d {
+		if *t.manifest == name {
 			return true
 		}
 	}
-	return repo.rights[d] != nil
+	return repo.rights.Find(&name) != nil
 }
 
 // PlanPrune is for all that was last used before then, of the repositories that
@@ -143,7 +146,7 @@ func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time, 
 	c.mu.Lock()
 	names := make(map[[sha256.Size]byte]string, len(c.repositories))
 	for hash, repo := range c.repositories {
-		names[hash] = repo.called(hash)
+		names[hash] = repo.called()
 	}
 	c.mu.Unlock()
 	r := newRemoval()
@@ -154,8 +157,8 @@ func (c *Cache) PlanPrune(match func(repository string) bool, before time.Time, 
 	}
 	c.mu.Lock()
 	if match == nil {
-		for d, e := range c.manifests {
-			if e.used.Before(before) && (pinned == Include || !c.pins.held[d]) {
+		for e := range c.manifests.All() {
+			if d := e.name.Digest(); e.used.Time().Before(before) && (pinned == Include || !c.pins.held[d]) {
 				r.loose[d] = true
 			}
 		}
@@ -179,7 +182,7 @@ func (c *Cache) dropUnused(r *removal, hash [sha256.Size]byte, before time.Time,
 		maps.DeleteFunc(old, func(d digest.Digest, _ bool) bool { return c.pins.held[d] })
 	}
 	for name, t := range repo.tags {
-		if old[t.digest] {
+		if old[t.manifest.Digest()] {
 			r.tags[tagKey{hash, name}] = true
 		}
 	}
@@ -190,16 +193,16 @@ func (c *Cache) dropUnused(r *removal, hash [sha256.Size]byte, before time.Time,
 // Needs mu.
 func (x *index) unused(repo *repository, before time.Time) map[digest.Digest]bool {
 	old := make(map[digest.Digest]bool)
-	note := func(d digest.Digest) {
-		if e := x.manifests[d]; e == nil || e.used.Before(before) {
-			old[d] = true
+	note := func(name *compact.Digest) {
+		if e := x.manifests.Find(name); e == nil || e.used.Time().Before(before) {
+			old[name.Digest()] = true
 		}
 	}
-	for d := range repo.rights {
-		note(d)
+	for v := range repo.rights.All() {
+		note(v.manifest)
 	}
 	for _, t := range repo.tags {
-		note(t.digest)
+		note(t.manifest)
 	}
 	return old
 }
@@ -219,26 +222,28 @@ func (x *index) branch(d digest.Digest) map[digest.Digest]bool {
 // unless it is forced. Needs mu.
 func (x *index) drop(r *removal, hash [sha256.Size]byte, set, forced map[digest.Digest]bool) {
 	repo := x.repositories[hash]
-	var stay []digest.Digest
-	for d := range repo.rights {
-		if !set[d] {
-			stay = append(stay, d)
+	var stay []*entry
+	for v := range repo.rights.All() {
+		if e := x.manifests.Find(v.manifest); e != nil && !set[v.manifest.Digest()] {
+			stay = append(stay, e)
 		}
 	}
 	for name, t := range repo.tags {
-		if set[t.digest] && !forced[t.digest] && !r.tags[tagKey{hash, name}] {
-			delete(set, t.digest)
-			stay = append(stay, t.digest)
+		if d := t.manifest.Digest(); set[d] && !forced[d] && !r.tags[tagKey{hash, name}] {
+			delete(set, d)
+			if e := x.manifests.Find(t.manifest); e != nil {
+				stay = append(stay, e)
+			}
 		}
 	}
 	x.spare(set, stay, forced)
 	for d := range set {
-		if repo.rights[d] != nil {
+		if repo.rights.Get(d) != nil {
 			r.rights[right{hash, d}] = true
 		}
 	}
 	for name, t := range repo.tags {
-		if set[t.digest] {
+		if set[t.manifest.Digest()] {
 			r.tags[tagKey{hash, name}] = true
 		}
 	}
@@ -246,18 +251,18 @@ func (x *index) drop(r *removal, hash [sha256.Size]byte, set, forced map[digest.
 
 // spare takes out of a set what manifests that stay lead to, unless it is
 // forced. Needs mu.
-func (x *index) spare(set map[digest.Digest]bool, stay []digest.Digest, forced map[digest.Digest]bool) {
+func (x *index) spare(set map[digest.Digest]bool, stay []*entry, forced map[digest.Digest]bool) {
 	for len(stay) > 0 {
 		last := len(stay) - 1
-		e := x.manifests[stay[last]]
+		e := stay[last]
 		stay = stay[:last]
-		if e == nil {
-			continue
-		}
 		for d := range e.lists.digests() {
-			if set[d] && !forced[d] {
-				delete(set, d)
-				stay = append(stay, d)
+			if !set[d] || forced[d] {
+				continue
+			}
+			delete(set, d)
+			if e := x.manifests.Get(d); e != nil {
+				stay = append(stay, e)
 			}
 		}
 	}
@@ -269,15 +274,15 @@ func (c *Cache) plan(r removal) *Plan {
 	p := &Plan{Rights: len(r.rights), removal: r}
 	for key := range r.tags {
 		if repo := c.repositories[key.repository]; repo != nil {
-			if t, ok := repo.tags[key.name]; ok {
-				p.Tags = append(p.Tags, c.tag(repo.called(key.repository), key.name, t))
+			if t := repo.tags[key.name]; t != nil {
+				p.Tags = append(p.Tags, c.tag(t))
 			}
 		}
 	}
 	gone := c.gone(r)
 	named := make(map[digest.Digest]bool)
 	for d := range gone {
-		e := c.manifests[d]
+		e := c.manifests.Get(d)
 		p.Manifests = append(p.Manifests, Sized{d, e.size})
 		for b := range e.blobs.digests() {
 			named[b] = true
@@ -295,7 +300,7 @@ func (c *Cache) plan(r removal) *Plan {
 // as is remembered. Needs mu.
 func (x *index) namedByGoneOnly(b digest.Digest, gone map[digest.Digest]bool) bool {
 	for e := range x.layers.naming(b) {
-		if !gone[e.digest] {
+		if !gone[e.name.Digest()] {
 			return false
 		}
 	}
@@ -317,23 +322,23 @@ func (x *index) gone(r removal) map[digest.Digest]bool {
 	gone := make(map[digest.Digest]bool, len(r.rights)+len(r.loose))
 	for _, set := range []map[digest.Digest]bool{r.loose, r.forced} {
 		for d := range set {
-			gone[d] = x.manifests[d] != nil
+			gone[d] = x.manifests.Get(d) != nil
 		}
 	}
 	for key := range r.rights {
-		gone[key.digest] = x.manifests[key.digest] != nil
+		gone[key.digest] = x.manifests.Get(key.digest) != nil
 	}
-	var stay []digest.Digest
+	var stay []*entry
 	for hash, repo := range x.repositories {
-		for d := range repo.rights {
-			if gone[d] && !r.forced[d] && !r.rights[right{hash, d}] {
+		for v := range repo.rights.All() {
+			if d := v.manifest.Digest(); gone[d] && !r.forced[d] && !r.rights[right{hash, d}] {
 				gone[d] = false
 			}
 		}
 	}
-	for d := range x.manifests {
-		if !gone[d] {
-			stay = append(stay, d)
+	for e := range x.manifests.All() {
+		if !gone[e.name.Digest()] {
+			stay = append(stay, e)
 		}
 	}
 	x.spare(gone, stay, r.forced)

@@ -22,15 +22,12 @@ func (c *Cache) Remove(planned *Plan) (went *Plan, failed int) {
 		c.removeListsOf(hash)
 	}
 	for _, t := range p.Tags {
-		name := tagName(t.Repository, t.Name)
-		if !c.unlink(name) {
-			c.foundTag(name)
+		if !c.unlink(tagName(t.Repository, t.Name)) {
 			failed++
 		}
 	}
 	for r := range p.removal.rights {
 		if !c.unlink(rightName(r)) {
-			c.readRight(r)
 			failed++
 		}
 	}
@@ -39,11 +36,9 @@ func (c *Cache) Remove(planned *Plan) (went *Plan, failed int) {
 		c.unlist(hash)
 	}
 	p.Manifests = slices.DeleteFunc(p.Manifests, func(m Sized) bool {
-		name := manifestName(m.Digest)
-		if c.unlink(name) {
+		if c.unlink(manifestName(m.Digest)) {
 			return false
 		}
-		c.foundManifest(m.Digest)
 		failed++
 		return true
 	})
@@ -57,13 +52,13 @@ func (c *Cache) forgetAll(p *Plan) (changed map[[sha256.Size]byte]*repository, l
 	changed = make(map[[sha256.Size]byte]*repository)
 	for key := range p.removal.tags {
 		if repo := c.repositories[key.repository]; repo != nil {
-			delete(repo.tags, key.name)
+			c.takeTag(repo, key.name)
 			changed[key.repository] = repo
 		}
 	}
 	for r := range p.removal.rights {
 		if repo := c.repositories[r.repository]; repo != nil {
-			delete(repo.rights, r.digest)
+			c.takeRight(repo, r.digest)
 			changed[r.repository] = repo
 		}
 	}
@@ -74,7 +69,7 @@ func (c *Cache) forgetAll(p *Plan) (changed map[[sha256.Size]byte]*repository, l
 		c.repin()
 	}
 	for hash, repo := range changed {
-		if len(repo.rights) == 0 {
+		if repo.rights.Len() == 0 {
 			lost = append(lost, hash)
 		}
 	}
@@ -84,12 +79,13 @@ func (c *Cache) forgetAll(p *Plan) (changed map[[sha256.Size]byte]*repository, l
 	return changed, lost
 }
 
-// unlink removes a file; false if it is still there.
+// unlink removes a file; false if it is still there, and known again.
 func (c *Cache) unlink(name string) bool {
-	c.due.Delete(name)
 	if err := c.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.Error("file not removed, as an operator wants", zap.String("path", name), zap.Error(err))
-		c.schedule(name, time.Now())
+		if !c.read(name) {
+			c.schedule(&unread{name: name}, time.Now())
+		}
 		return false
 	}
 	return true

@@ -10,7 +10,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 
+	"larder/blobcache/compact"
 	"larder/blobcache/durable"
+	"larder/ttl"
 )
 
 const (
@@ -24,23 +26,42 @@ const (
 
 // repository is what is known of one.
 type repository struct {
-	name     string // "": not known
-	recorded bool   // name is in its file
-	rights   map[digest.Digest]*validation
-	tags     map[string]tagged
+	hash     [sha256.Size]byte // of its name
+	name     string            // "": not known
+	recorded bool              // name is in its file
+	rights   compact.Table[*validation]
+	tags     map[string]*tagged
 }
 
-// tagged is what a tag pointed at, and when upstream last said so.
+// tagged is a tag, with what it pointed at, and when upstream last said so.
 type tagged struct {
-	digest    digest.Digest
-	validated time.Time
+	repository *repository
+	name       string
+	manifest   *compact.Digest // which may be that of the manifest's entry
+	validated  compact.Time
+	place      ttl.Place // in Cache.due
 }
+
+// Place implements ttl.Placed.
+func (t *tagged) Place() *ttl.Place { return &t.place }
+
+func (t *tagged) file() string        { return tagName(t.repository.name, t.name) }
+func (t *tagged) known(c *Cache) bool { return t.repository.tags[t.name] == t }
+
+func (t *tagged) gone(c *Cache) {
+	c.mu.Lock()
+	c.takeTag(t.repository, t.name)
+	c.mu.Unlock()
+	c.unlist(t.repository.hash)
+}
+
+func (t *tagged) lifeEnds(c *Cache) (end time.Time, held bool) { return c.lifeWith(t.manifest) }
 
 // repository returns what is known of one, of which nothing need be. Needs mu.
 func (x *index) repository(hash [sha256.Size]byte) *repository {
 	repo := x.repositories[hash]
 	if repo == nil {
-		repo = &repository{rights: make(map[digest.Digest]*validation), tags: make(map[string]tagged)}
+		repo = &repository{hash: hash, tags: make(map[string]*tagged)}
 		x.repositories[hash] = repo
 	}
 	return repo
@@ -49,15 +70,15 @@ func (x *index) repository(hash [sha256.Size]byte) *repository {
 // right is upstream's word on a right, or nil. Needs mu.
 func (x *index) right(r right) *validation {
 	if repo := x.repositories[r.repository]; repo != nil {
-		return repo.rights[r.digest]
+		return repo.rights.Get(r.digest)
 	}
 	return nil
 }
 
 // called is the name of a repository, or what stands for it.
-func (r *repository) called(hash [sha256.Size]byte) string {
+func (r *repository) called() string {
 	if r.name == "" {
-		return unnamed + hex.EncodeToString(hash[:])
+		return unnamed + hex.EncodeToString(r.hash[:])
 	}
 	return r.name
 }
@@ -133,10 +154,39 @@ func (c *Cache) noteTag(repository, tag string, d digest.Digest, validated time.
 	defer c.mu.Unlock()
 	repo := c.repository(hash)
 	repo.name = repository
-	if repo.tags[tag].digest != d {
+	if t := repo.tags[tag]; t == nil || t.manifest.Digest() != d {
 		c.pinMoved(repository, tag)
 	}
-	repo.tags[tag] = tagged{d, validated}
+	c.putTag(repo, tag, d, validated)
+}
+
+// putTag makes known what a tag points at. Needs mu.
+func (c *Cache) putTag(repo *repository, tag string, d digest.Digest, validated time.Time) {
+	t := repo.tags[tag]
+	if t == nil {
+		t = &tagged{repository: repo, name: strings.Clone(tag)}
+		repo.tags[t.name] = t
+	}
+	t.manifest, t.validated = c.name(d), compact.TimeOf(validated)
+	c.schedule(t, past(validated))
+}
+
+// takeTag drops what is known of a tag. Needs mu.
+func (c *Cache) takeTag(repo *repository, tag string) {
+	if t := repo.tags[tag]; t != nil {
+		delete(repo.tags, tag)
+		c.due.Delete(t)
+		c.pinMoved(repo.called(), tag)
+	}
+}
+
+// takeRight drops what is known of a right to the manifest d. Needs mu.
+func (c *Cache) takeRight(repo *repository, d digest.Digest) {
+	if v := repo.rights.Get(d); v != nil {
+		repo.rights.Delete(v)
+		c.due.Delete(v)
+		c.pinMoved(repo.called(), string(d))
+	}
 }
 
 // dropTag drops what is known of a tag, whose file is gone.
@@ -144,25 +194,22 @@ func (c *Cache) dropTag(repository, tag string) {
 	hash := sha256.Sum256([]byte(repository))
 	c.mu.Lock()
 	if repo := c.repositories[hash]; repo != nil {
-		if _, ok := repo.tags[tag]; ok {
-			delete(repo.tags, tag)
-			c.pinMoved(repository, tag)
-		}
+		c.takeTag(repo, tag)
 	}
 	c.mu.Unlock()
 	c.unlist(hash)
 }
 
-// foundTag makes known what a file says of a tag, unless more is known. A damaged
-// one is left for its next reader.
-func (c *Cache) foundTag(name string) {
+// foundTag makes known what a file says of a tag, unless more is known. It reports
+// false if that can't be read.
+func (c *Cache) foundTag(name string) (known bool) {
 	l, err := c.readLink(name)
 	if err != nil {
-		return
+		return false
 	}
 	repository, tag := l.split()
 	if tagName(repository, tag) != name {
-		return
+		return false
 	}
 	hash := sha256.Sum256([]byte(repository))
 	c.mu.Lock()
@@ -171,24 +218,17 @@ func (c *Cache) foundTag(name string) {
 	if repo.name == "" {
 		repo.name = strings.Clone(repository)
 	}
-	if _, ok := repo.tags[tag]; ok {
-		return
+	if repo.tags[tag] == nil {
+		c.putTag(repo, tag, l.Descriptor.Digest, l.validated)
 	}
-	d := l.Descriptor.Digest
-	if e := c.manifests[d]; e != nil {
-		d = e.digest // the same, and not in memory twice
-	}
-	repo.tags[strings.Clone(tag)] = tagged{d, l.validated}
+	return true
 }
 
 // dropRight drops what is known of a right, whose file is gone or about to go.
 func (c *Cache) dropRight(r right) {
 	c.mu.Lock()
 	if repo := c.repositories[r.repository]; repo != nil {
-		if repo.rights[r.digest] != nil {
-			delete(repo.rights, r.digest)
-			c.pinMoved(repo.called(r.repository), string(r.digest))
-		}
+		c.takeRight(repo, r.digest)
 	}
 	c.mu.Unlock()
 	c.unlist(r.repository)
@@ -200,7 +240,7 @@ func (c *Cache) dropRight(r right) {
 func (c *Cache) unlist(hash [sha256.Size]byte) {
 	c.mu.Lock()
 	repo := c.repositories[hash]
-	empty := repo != nil && len(repo.rights) == 0 && len(repo.tags) == 0 && c.isKnown()
+	empty := repo != nil && repo.rights.Len() == 0 && len(repo.tags) == 0 && c.isKnown()
 	if empty {
 		delete(c.repositories, hash)
 	}

@@ -50,11 +50,11 @@ func (c *Cache) Stats() Stats {
 	s.Lists, s.ListBytes = c.lists.stats()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.Entries, s.Bytes, s.StoreErrors = int64(len(c.manifests)), c.bytes, maps.Clone(c.storeErrs)
+	s.Entries, s.Bytes, s.StoreErrors = int64(c.manifests.Len()), c.bytes, maps.Clone(c.storeErrs)
 	s.Remembered = int64(c.layers.held + len(c.proofs.proven))
 	s.Pins = int64(len(c.pins.hand))
 	for d := range c.pins.held {
-		if c.manifests[d] != nil {
+		if c.manifests.Get(d) != nil {
 			s.Held++
 		}
 	}

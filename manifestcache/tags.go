@@ -20,10 +20,10 @@ import (
 // TagTTL; many who ask at the same time are one question.
 func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
 	if c.cfg.TagTTL > 0 {
-		if t := c.pointsAt(repository, tag); within(c.cfg.TagTTL, t.validated) {
-			right, ok := c.validated(repository, t.digest)
-			if m := c.load(t.digest); m != nil && ok && right.covers(m) {
-				return c.answer(m, Hit, t.validated), nil
+		if d, validated := c.pointsAt(repository, tag); within(c.cfg.TagTTL, validated) {
+			right, ok := c.validated(repository, d)
+			if m := c.load(d); m != nil && ok && right.covers(m) {
+				return c.answer(m, Hit, validated), nil
 			}
 		}
 	}
@@ -209,22 +209,23 @@ func (c *Cache) readTag(repository, tag string) *link {
 	return l
 }
 
-// pointsAt is what a tag pointed at when upstream last said so; the zero tagged if
-// that is not known. Whoever changes or removes the file notes it in the index.
-func (c *Cache) pointsAt(repository, tag string) tagged {
+// pointsAt is what a tag pointed at when upstream last said so, and when that was; the
+// zero time if that is not known. Whoever changes or removes the file notes it in the
+// index.
+func (c *Cache) pointsAt(repository, tag string) (d digest.Digest, validated time.Time) {
 	hash := sha256.Sum256([]byte(repository))
 	c.mu.Lock()
 	if repo := c.repositories[hash]; repo != nil {
-		if t, ok := repo.tags[tag]; ok {
-			c.mu.Unlock()
-			return t
+		if t := repo.tags[tag]; t != nil {
+			defer c.mu.Unlock()
+			return t.manifest.Digest(), t.validated.Time()
 		}
 	}
 	c.mu.Unlock()
 	if l := c.readTag(repository, tag); l != nil {
-		return tagged{l.Descriptor.Digest, l.validated}
+		return l.Descriptor.Digest, l.validated
 	}
-	return tagged{}
+	return "", time.Time{}
 }
 
 // link records that upstream says that a tag points at m, now. It reports whether
@@ -252,13 +253,11 @@ func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
 		return old != nil
 	}
 	c.noteTag(repository, tag, m.Digest, now)
-	c.schedule(name, now)
 	return old != nil
 }
 
 func (c *Cache) removeTag(repository, tag string) {
 	name := tagName(repository, tag)
-	c.due.Delete(name)
 	if err := c.root.RemoveAll(name); err != nil {
 		c.log.Error("tag not removed", zap.String("repository", repository), zap.String("tag", tag), zap.Error(err))
 	}

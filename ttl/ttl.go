@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"context"
 	"math"
+	"reflect"
 	"sync"
 	"time"
 
@@ -36,8 +37,8 @@ type Queue[K comparable] struct {
 	wake  chan struct{} // told when the earliest due time may have changed
 }
 
-// Placed is a key, a pointer, that remembers its Place in a queue. That queue takes
-// the least memory: it has no map of its keys.
+// Placed is a key, a pointer or an interface of pointers, that remembers its Place in
+// a queue. That queue takes the least memory: it has no map of its keys.
 type Placed interface{ Place() *Place }
 
 // Place is a key's place in a queue. The zero Place is in none.
@@ -148,8 +149,7 @@ func (q *Queue[K]) init() {
 		return
 	}
 	q.wake = make(chan struct{}, 1)
-	var key K
-	if _, placed := any(key).(Placed); !placed || q.Shared {
+	if placed := reflect.TypeFor[Placed](); !reflect.TypeFor[K]().Implements(placed) || q.Shared {
 		q.items.at = make(map[K]int)
 	}
 }

@@ -194,13 +194,24 @@ func (k *tenant) Place() *ttl.Place { return &k.place }
 // TestPlacedKeysAreFound moves and deletes keys at random, in a queue that has no
 // map of them and in one that has; both give them out in the same order.
 func TestPlacedKeysAreFound(t *testing.T) {
-	var own ttl.Queue[*tenant]
-	shared := ttl.Queue[*tenant]{Shared: true}
-	now := time.Now()
 	tenants := make([]*tenant, 200)
+	anybody := make([]ttl.Placed, len(tenants))
 	for i := range tenants {
 		tenants[i] = &tenant{name: i}
+		anybody[i] = &tenant{name: i}
 	}
+	t.Run("pointers", func(t *testing.T) { placedKeysAreFound(t, tenants) })
+	t.Run("of several types", func(t *testing.T) { placedKeysAreFound(t, anybody) })
+}
+
+func placedKeysAreFound[K interface {
+	comparable
+	ttl.Placed
+}](t *testing.T, tenants []K) {
+	t.Helper()
+	var own ttl.Queue[K]
+	shared := ttl.Queue[K]{Shared: true}
+	now := time.Now()
 	for i, at := range rand.Perm(5000) {
 		k := tenants[rand.IntN(len(tenants))]
 		if i%3 == 0 {
@@ -218,10 +229,10 @@ func TestPlacedKeysAreFound(t *testing.T) {
 		k, due, _ := own.Pop()
 		other, otherDue, _ := shared.Pop()
 		if k != other || !due.Equal(otherDue) {
-			t.Fatalf("%d due at %v, and %d at %v", k.name, due, other.name, otherDue)
+			t.Fatalf("%v due at %v, and %v at %v", k, due, other, otherDue)
 		}
-		if k.place != (ttl.Place{}) {
-			t.Errorf("%d still has a place", k.name)
+		if *k.Place() != (ttl.Place{}) {
+			t.Errorf("%v still has a place", k)
 		}
 	}
 }

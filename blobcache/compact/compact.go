@@ -8,7 +8,9 @@ import (
 	"encoding/hex"
 	"hash/maphash"
 	"iter"
+	"math"
 	"time"
+	"unique"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -17,7 +19,7 @@ import (
 // tells the algorithm.
 type Digest struct {
 	head [32]byte
-	rest string // what goes beyond those of SHA-256
+	rest unique.Handle[string] // what goes beyond those of SHA-256; zero: nothing
 }
 
 // Of is d, which must be valid.
@@ -25,14 +27,24 @@ func Of(d digest.Digest) Digest {
 	var c Digest
 	var buf [64]byte
 	sum, _ := hex.AppendDecode(buf[:0], []byte(d.Encoded()))
-	c.rest = string(sum[copy(c.head[:], sum):])
+	if rest := sum[copy(c.head[:], sum):]; len(rest) > 0 {
+		c.rest = unique.Make(string(rest))
+	}
 	return c
+}
+
+// tail is what goes beyond the bytes of SHA-256.
+func (c *Digest) tail() string {
+	if c.rest == (unique.Handle[string]{}) {
+		return ""
+	}
+	return c.rest.Value()
 }
 
 // Digest is c as text.
 func (c *Digest) Digest() digest.Digest {
-	algorithm := digest.SHA256
-	switch len(c.head) + len(c.rest) {
+	algorithm, tail := digest.SHA256, c.tail()
+	switch len(c.head) + len(tail) {
 	case digest.SHA384.Size():
 		algorithm = digest.SHA384
 	case digest.SHA512.Size():
@@ -40,18 +52,19 @@ func (c *Digest) Digest() digest.Digest {
 	}
 	var buf [len("sha512:") + 2*64]byte
 	text := hex.AppendEncode(append(buf[:0], algorithm+":"...), c.head[:])
-	return digest.Digest(hex.AppendEncode(text, []byte(c.rest)))
+	return digest.Digest(hex.AppendEncode(text, []byte(tail)))
 }
 
 // Compare orders digests as their texts are ordered.
 func (c *Digest) Compare(other *Digest) int {
-	return cmp.Or(cmp.Compare(len(c.rest), len(other.rest)), bytes.Compare(c.head[:], other.head[:]), cmp.Compare(c.rest, other.rest))
+	mine, others := c.tail(), other.tail()
+	return cmp.Or(cmp.Compare(len(mine), len(others)), bytes.Compare(c.head[:], other.head[:]), cmp.Compare(mine, others))
 }
 
 // BeginsAs reports whether two digests have the same algorithm and the same first
 // byte: of very many, one in 256 begins as another.
 func (c *Digest) BeginsAs(other *Digest) bool {
-	return len(c.rest) == len(other.rest) && c.head[0] == other.head[0]
+	return len(c.tail()) == len(other.tail()) && c.head[0] == other.head[0]
 }
 
 // Time is a time in nanoseconds since 1970, a third of what a time.Time takes. It
@@ -63,6 +76,16 @@ func TimeOf(t time.Time) Time { return Time(t.UnixNano()) }
 
 // Time is t as a time.Time.
 func (t Time) Time() time.Time { return time.Unix(0, int64(t)) }
+
+// Seconds is a time in seconds since 1970, rounded down, half of what a Time takes. It
+// may be in the years from 1970 to 2106; others are taken for the nearest.
+type Seconds uint32
+
+// SecondsOf is t as Seconds.
+func SecondsOf(t time.Time) Seconds { return Seconds(max(0, min(t.Unix(), math.MaxUint32))) }
+
+// Time is s as a time.Time.
+func (s Seconds) Time() time.Time { return time.Unix(int64(s), 0) }
 
 // Named is what has a digest that does not change.
 type Named interface {
@@ -81,13 +104,21 @@ type Table[E Named] struct {
 
 // Get returns what has the digest d, which must be valid, or nil.
 func (t *Table[E]) Get(d digest.Digest) E {
+	name := Of(d)
+	return t.Find(&name)
+}
+
+// Find is Get for a digest that is compact already.
+func (t *Table[E]) Find(name *Digest) E {
 	var none E
 	if t.n == 0 {
 		return none
 	}
-	name := Of(d)
-	return t.slots[t.find(&name)]
+	return t.slots[t.find(name)]
 }
+
+// Len is how many there are.
+func (t *Table[E]) Len() int { return t.n }
 
 // Put adds e, in place of what has the same digest.
 func (t *Table[E]) Put(e E) {
@@ -134,15 +165,15 @@ func (t *Table[E]) All() iter.Seq[E] {
 	}
 }
 
-// grow keeps a quarter of the slots free, so that ways are short, and no more than
-// two fifths.
+// grow keeps a quarter of the slots free, so that ways are short, and of many no
+// more than two fifths.
 func (t *Table[E]) grow() {
 	if len(t.slots) == 0 {
-		t.slots, t.seed = make([]E, 64), maphash.MakeSeed()
+		t.slots, t.seed = make([]E, 8), maphash.MakeSeed()
 		return
 	}
 	old := *t
-	t.slots, t.n = make([]E, len(old.slots)/4*5), 0
+	t.slots, t.n = make([]E, len(old.slots)/4*5&^3+4), 0
 	for e := range old.All() {
 		t.Put(e)
 	}

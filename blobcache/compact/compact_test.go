@@ -62,6 +62,23 @@ func TestTimeIsWhatItWasMadeOf(t *testing.T) {
 	}
 }
 
+func TestSecondsAreOfTheirYears(t *testing.T) {
+	now := time.Now()
+	for at, want := range map[time.Time]time.Time{
+		now:                     now.Truncate(time.Second),
+		time.Unix(0, 0):         time.Unix(0, 0),
+		time.Unix(-1, 0):        time.Unix(0, 0),
+		time.Unix(1<<32-1, 999): time.Unix(1<<32-1, 0),
+		time.Unix(1<<32, 0):     time.Unix(1<<32-1, 0),
+		{}:                      time.Unix(0, 0),
+		time.Unix(1<<62, 0):     time.Unix(1<<32-1, 0),
+	} {
+		if got := compact.SecondsOf(at).Time(); !got.Equal(want) {
+			t.Errorf("%v has become %v, want %v", at, got, want)
+		}
+	}
+}
+
 // thing has a digest.
 type thing struct{ name compact.Digest }
 
@@ -93,8 +110,8 @@ func TestTableFindsWhatIsInIt(t *testing.T) {
 			table.Delete(old)
 			delete(want, d)
 		}
-		if got := table.Get(d); got != want[d] {
-			t.Fatalf("step %d: Get(%s) = %p, want %p", step, d, got, want[d])
+		if got := table.Get(d); got != want[d] || table.Len() != len(want) {
+			t.Fatalf("step %d: Get(%s) = %p of %d, want %p of %d", step, d, got, table.Len(), want[d], len(want))
 		}
 	}
 	for _, d := range names {
