@@ -7,8 +7,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -45,7 +43,8 @@ type conn struct {
 	// Of the one goroutine that answers.
 	corked  bool
 	held    *heldBack // written, and not yet sent; nil: nothing is
-	writeBy time.Time // the deadline that is set
+	writeBy time.Time // the deadline that is set, if it is the connection's own
+	given   bool      // it is a handler's or net/http's
 
 	mu      sync.Mutex // guards what follows
 	reading bool
@@ -108,32 +107,21 @@ func (c *conn) ReadFrom(src io.Reader) (int64, error) {
 	return c.TCPConn.ReadFrom(src)
 }
 
-// sendMore sends p together with what follows it, or soon (tcp(7), MSG_MORE).
-func (c *conn) sendMore(p []byte) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var n int
-	var sendErr error
-	err = raw.Write(func(fd uintptr) bool {
-		n, sendErr = unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
-		return !errors.Is(sendErr, unix.EAGAIN)
-	})
-	if err = errors.Join(err, sendErr); err == nil && n < len(p) {
-		_, err = c.TCPConn.Write(p[n:])
-	}
-	return err
-}
-
-// uncork sends what was held back.
+// uncork sends what was held back. Who waits for that gets an end if nothing else:
+// net/http takes it for sent.
 func (c *conn) uncork() error {
 	c.corked = false
 	if c.held == nil {
 		return nil
 	}
 	defer c.release()
-	_, err := c.TCPConn.Write(c.held.buf[:c.held.n])
+	err := c.push()
+	if err == nil {
+		_, err = c.TCPConn.Write(c.held.buf[:c.held.n])
+	}
+	if err != nil {
+		c.Close()
+	}
 	return err
 }
 
@@ -142,24 +130,27 @@ func (c *conn) release() {
 	c.held = nil
 }
 
-// push pushes the deadline for writing forward.
+// push pushes the connection's own deadline for writing forward.
 func (c *conn) push() error {
 	now := time.Now()
-	if c.writeBy.Sub(now) > c.patience-c.patience/24 {
+	if c.given || c.writeBy.Sub(now) > c.patience-c.patience/24 {
 		return nil
 	}
 	c.writeBy = now.Add(c.patience)
 	return c.TCPConn.SetWriteDeadline(c.writeBy)
 }
 
-// SetWriteDeadline implements net.Conn. The deadlines are the connection's own;
-// that net/http lifts them says that an answer has come to its end.
+// SetWriteDeadline implements net.Conn. A deadline that is given counts instead of
+// the connection's own. That net/http lifts it says that an answer has come to its end.
 func (c *conn) SetWriteDeadline(t time.Time) error {
-	if t.IsZero() {
-		return c.uncork()
+	if !t.IsZero() {
+		c.given = true
+		return c.TCPConn.SetWriteDeadline(t)
 	}
-	c.writeBy = t
-	return c.TCPConn.SetWriteDeadline(t)
+	if c.given {
+		c.given, c.writeBy = false, time.Time{}
+	}
+	return c.uncork()
 }
 
 // Read implements net.Conn. It may wake up before its deadline, and goes on.

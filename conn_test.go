@@ -151,6 +151,72 @@ func TestClientThatGoesOnIsNotDropped(t *testing.T) {
 	}
 }
 
+// TestSmallAnswerHasTimeAgain has nothing sent for longer than a client may take,
+// and then an answer that is held back to its end.
+func TestSmallAnswerHasTimeAgain(t *testing.T) {
+	c, client := connected(t)
+	c.patience = 20 * time.Millisecond
+	for range 2 {
+		if _, err := c.Write([]byte("large")); err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, client, []byte("large"))
+		wantSilence(t, client)
+		wantSilence(t, client)
+		c.Cork()
+		if _, err := c.Write([]byte("small")); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetWriteDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		wantBytes(t, client, []byte("small"))
+	}
+}
+
+// TestAnswerThatCantBeSentIsAnEnd has the kernel refuse what was held back, which
+// net/http does not look at.
+func TestAnswerThatCantBeSentIsAnEnd(t *testing.T) {
+	c, client := connected(t)
+	c.Cork()
+	if _, err := c.Write([]byte("small")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetWriteDeadline(time.Now().Add(-time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.uncork(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("got %v, want it to be too late", err)
+	}
+	client.SetReadDeadline(time.Now().Add(patience))
+	if n, err := client.Read(make([]byte, 10)); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %d bytes, %v; want the end", n, err)
+	}
+}
+
+func TestDeadlineThatIsGivenCounts(t *testing.T) {
+	c, client := connected(t)
+	if err := c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for began := time.Now(); err == nil && time.Since(began) < patience; {
+		if _, err = c.Write([]byte("piece")); err == nil {
+			wantBytes(t, client, []byte("piece"))
+		}
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("writing after a deadline that was given: %v, want it to be over", err)
+	}
+	if err := c.SetWriteDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("the next answer")); err != nil {
+		t.Fatal(err)
+	}
+	wantBytes(t, client, []byte("the next answer"))
+}
+
 // TestReadDeadlines tells net/http's deadlines, which are set when somebody reads.
 func TestReadDeadlines(t *testing.T) {
 	soon, never := 50*time.Millisecond, time.Time{}

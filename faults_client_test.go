@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"larder/handler/upstream/upstreamtest"
 )
@@ -252,6 +253,28 @@ func TestPipelining(t *testing.T) {
 			}
 			w.recovers(t)
 		})
+	}
+}
+
+// TestBodyThatDoesNotComeHoldsNoAnswer announces a body, which nobody wants, and
+// waits for the answer before it is sent.
+func TestBodyThatDoesNotComeHoldsNoAnswer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil, usual)
+	w.pull(t, "first")
+	conn := w.dial(t)
+	began := time.Now()
+	fmt.Fprintf(conn, "GET %smanifests/%s HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", appPath, w.img.Manifest)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || !bytes.Equal(body, w.img.Body) {
+		t.Errorf("got %s with %d bytes, %v", resp.Status, len(body), err)
+	}
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("the answer came after %v", took)
 	}
 }
 

@@ -78,7 +78,11 @@ func (p *program) listen(variable, addr string, h http.Handler, secure *tls.Conf
 			return fmt.Errorf("%s: %w", variable, err)
 		}
 	}
-	l = listener{l.(*net.TCPListener)}
+	// TLS writes when it likes and sets deadlines of its own, from any goroutine;
+	// what systemd hands down may be a socket of another kind.
+	if tcp, ok := l.(*net.TCPListener); ok && secure == nil {
+		l = listener{tcp}
+	}
 	s := &server{listener: l, answering: semaphore.NewWeighted(math.MaxInt64)}
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.answering.TryAcquire(1) {

@@ -33,7 +33,7 @@ func newLogger(cfg *config, w io.Writer) (*zap.Logger, func()) {
 		encoding.EncodeLevel = zapcore.CapitalLevelEncoder
 		encoder = zapcore.NewConsoleEncoder(encoding)
 	}
-	out := zapcore.AddSync(struct{ io.Writer }{w}) // which is not synced for each line
+	out := zapcore.AddSync(unfailing{w}) // which is not synced for each line
 	if _, ok := w.(*os.File); !ok {
 		// There are no system calls to be saved.
 		return zap.New(zapcore.NewCore(encoder, zapcore.Lock(out), cfg.LogLevel)), func() {}
@@ -41,6 +41,16 @@ func newLogger(cfg *config, w io.Writer) (*zap.Logger, func()) {
 	lines := &zapcore.BufferedWriteSyncer{WS: out, Size: logTogether, FlushInterval: logEvery}
 	core := zapcore.NewCore(encoder, lines, cfg.LogLevel)
 	return zap.New(promptCore{core}), func() { _ = lines.Stop() } // there is nowhere left to say it
+}
+
+// unfailing loses what can't be written and goes on with the next: a buffer that has
+// seen an error would write nothing any more.
+type unfailing struct{ w io.Writer }
+
+// Write implements io.Writer.
+func (u unfailing) Write(p []byte) (int, error) {
+	_, _ = u.w.Write(p) // there is nowhere left to say it
+	return len(p), nil
 }
 
 // promptCore writes each line at once.

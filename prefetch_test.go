@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"larder/handler/upstream/upstreamtest"
 )
@@ -66,6 +67,19 @@ func TestAPullBeginsWithItsManifest(t *testing.T) {
 		}
 	}
 	c.recovers(t)
+}
+
+// TestManifestThatNamesNonsense is nothing to prefetch, and served as it is.
+func TestManifestThatNamesNonsense(t *testing.T) {
+	t.Parallel()
+	c := newControlled(t, []string{"LARDER_PREFETCH=manifest"}, usual, small)
+	c.pull(t, "a cache with something in it")
+	for i, name := range []string{"", "x", "latest:", ":", "sha256:", "sha256:zz", "sha1:" + strings.Repeat("0", 40), "sha512:" + strings.Repeat("0", 200)} {
+		body := fmt.Appendf(nil, `{"schemaVersion":2,"config":{"digest":%q,"size":1},"layers":[{"digest":%q,"size":-1}]}`, name, name)
+		tag := fmt.Sprint("nonsense", i)
+		c.hub.AddManifest("library/app", tag, ocispec.MediaTypeImageManifest, body)
+		c.want(t, "/v2/library/app/manifests/"+tag, http.StatusOK, body)
+	}
 }
 
 // TestWhatNobodyAsksForIsGivenUp has one layer that never comes, and a client that

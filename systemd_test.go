@@ -83,6 +83,33 @@ func TestSocketsOfSystemd(t *testing.T) {
 	wantStatus(t, late, "/v2/", http.StatusOK)
 }
 
+// TestUnixSocketOfSystemd has clients reach larder by a file, as behind a proxy on the
+// same machine.
+func TestUnixSocketOfSystemd(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(shortDir(t), "registry")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	socket, err := listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	l := newLarder(t, nil, []string{"LISTEN_FDNAMES=registry", "LISTEN_FDS=1"})
+	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0])
+	cmd.ExtraFiles = []*os.File{socket}
+	l.exec(t, cmd)
+	conn, err := net.Dial("unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	wantStatus(t, conn, "/v2/", http.StatusOK)
+}
+
 // wantNotice waits for what larder tells systemd next.
 func wantNotice(t *testing.T, from net.Conn, want string) {
 	t.Helper()

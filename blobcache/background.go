@@ -13,8 +13,8 @@ import (
 var ErrUnkept = errors.New("blob can't be kept")
 
 // Fill has the blob d, which must be valid, fetched and kept though nobody reads
-// it, and waits until it is. Outcome is Hit if it was there: it is not verified
-// then, which its first reader sees to; Join if somebody else wants it as well. It
+// it, and waits until it is. Outcome is Hit if it was there: a large one is not
+// verified then, which its first reader sees to; Join if somebody else wants it as well. It
 // takes one connection until a reader comes. arrived, unless it is nil, is told how
 // much of the blob is there, and how large it is if that is known (-1). When ctx
 // ends, so does the fetching, unless somebody reads; what has arrived is left for
@@ -81,8 +81,11 @@ func (c *Cache) has(d digest.Digest) bool {
 	if busy || partial {
 		return false
 	}
-	fi, err := c.root.Stat(blobName(d)) // it may not have been found yet, or be gone
-	return err == nil && fi.Mode().IsRegular() && (size < 0 || size == fi.Size())
+	found, ok := c.sizeOnDisk(d) // it may not have been found yet, or be gone
+	if ok = ok && (size < 0 || size == found); !ok {
+		c.Doubt(d) // or else nobody would begin a fill
+	}
+	return ok
 }
 
 // isPassed reports whether the blob is on its way without being kept.

@@ -298,10 +298,8 @@ func (c *Cache) anyhow(write func() error) error {
 func (f *fill) write(p []byte, pos int64) error {
 	f.writing.Lock()
 	defer f.writing.Unlock()
-	if f.file == nil && f.held == nil {
-		if err := f.create(); err != nil {
-			return err
-		}
+	if err := f.place(); err != nil {
+		return err
 	}
 	for from, end := pos, pos+int64(len(p)); ; {
 		f.mu.Lock()
@@ -323,8 +321,15 @@ func (f *fill) write(p []byte, pos int64) error {
 	}
 }
 
-// create makes the file.
-func (f *fill) create() error {
+// place makes the file, unless there is one or the blob is held: from now on it is
+// the one or the other.
+func (f *fill) place() error {
+	f.mu.Lock()
+	placed := f.file != nil || f.held != nil
+	f.mu.Unlock()
+	if placed {
+		return nil
+	}
 	file, err := durable.CreateTemp(f.cache.root, partialName(f.digest))
 	if err != nil {
 		return err
@@ -336,6 +341,10 @@ func (f *fill) create() error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.held != nil { // another fetcher has found out meanwhile that it is small
+		file.Close()
+		return nil
+	}
 	f.file, f.info = file, info
 	return nil
 }

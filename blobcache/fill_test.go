@@ -87,6 +87,32 @@ func TestBodyThatStaysBrokenIsGivenUpAndItsBeginningKept(t *testing.T) {
 	})
 }
 
+// TestBlobShorterThanPromisedIsWhatHasArrived has upstream promise more than there
+// is, send what there is, and break off for good: the digest says that it is all.
+func TestBlobShorterThanPromisedIsWhatHasArrived(t *testing.T) {
+	for _, size := range []int{1, 150} {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			c := openCache(t, dir, blobcache.Config{})
+			s := newSource(size)
+			s.size = func() int64 { return 200 }
+			s.body = func(rest []byte, _ int64) io.Reader {
+				return io.MultiReader(bytes.NewReader(rest), errReader{io.ErrUnexpectedEOF})
+			}
+			b := get(t, c, s)
+			if b.Size != int64(size) {
+				t.Errorf("size %d, want %d", b.Size, size)
+			}
+			wantBlob(t, b, s.data, blobcache.Miss)
+			waitIdle(t, c)
+			if kept, err := os.ReadFile(blobPath(dir, s.digest)); err != nil || !bytes.Equal(kept, s.data) {
+				t.Errorf("%d bytes are kept (%v), want the %d of the blob", len(kept), err, size)
+			}
+			wantBlob(t, get(t, c, s), s.data, blobcache.Hit)
+		})
+	}
+}
+
 func TestWrongBytesNeverArriveWholeAndAreNotKept(t *testing.T) {
 	wrong := map[string]func(s *source){
 		"flipped": func(s *source) {
@@ -376,4 +402,38 @@ func waitJoins(t *testing.T, c *blobcache.Cache, n int64) error {
 		}
 	}
 	return nil
+}
+
+// TestFillOfWhatIsNotThereAnyMore has somebody spoil a file that larder has verified.
+func TestFillOfWhatIsNotThereAnyMore(t *testing.T) {
+	spoil := map[string]func(path string) error{
+		"removed": os.Remove,
+		"cut":     func(path string) error { return os.Truncate(path, 0) },
+		"zeros":   func(path string) error { return os.WriteFile(path, make([]byte, 1<<10), 0o600) },
+	}
+	for name, spoil := range spoil {
+		for _, restarted := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				dir := t.TempDir()
+				c := openCache(t, dir, blobcache.Config{})
+				s := newSource(1 << 10)
+				wantBlob(t, get(t, c, s), s.data, blobcache.Miss)
+				waitIdle(t, c)
+				if err := spoil(blobPath(dir, s.digest)); err != nil {
+					t.Fatal(err)
+				}
+				if restarted {
+					c.Close()
+					c = openCache(t, dir, blobcache.Config{})
+				}
+				outcome, err := c.Fill(t.Context(), s.digest, blobcache.Source{Fetch: s.fetch}, nil)
+				if outcome != blobcache.Miss || err != nil {
+					t.Errorf("got %v, %v; want it to be fetched anew", outcome, err)
+				}
+				if kept, err := os.ReadFile(blobPath(dir, s.digest)); err != nil || !bytes.Equal(kept, s.data) {
+					t.Errorf("%d bytes are kept (%v), want the %d of the blob", len(kept), err, len(s.data))
+				}
+			})
+		}
+	}
 }

@@ -99,14 +99,14 @@ func contentRange(part byteRange, size int64) string {
 
 // sendPart is what http.ServeContent does in the end, at a tenth of the cost.
 func sendPart(w http.ResponseWriter, r *http.Request, content io.ReadSeeker, part byteRange, partial bool) error {
+	if _, err := content.Seek(part.first, io.SeekStart); err != nil {
+		return err
+	}
 	length, status, header := part.last-part.first+1, http.StatusOK, w.Header()
 	values := []string{"bytes", strconv.FormatInt(length, 10)}
 	header["Accept-Ranges"], header["Content-Length"] = values[:1:1], values[1:]
 	if partial {
 		status = http.StatusPartialContent
-	}
-	if _, err := content.Seek(part.first, io.SeekStart); err != nil {
-		return err
 	}
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {

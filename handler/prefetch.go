@@ -96,15 +96,17 @@ func (h *Handler) prefetch(repo *upstream.Repository, m *manifestcache.Manifest)
 	if json.Unmarshal(m.Body, &doc) != nil || repo.Circular() {
 		return
 	}
-	blobs := append([]ocispec.Descriptor{doc.Config}, doc.Layers...)
-	digests := make([]digest.Digest, len(blobs))
-	for i, b := range blobs {
-		digests[i] = b.Digest
+	var blobs []ocispec.Descriptor
+	var digests []digest.Digest
+	for _, b := range append([]ocispec.Descriptor{doc.Config}, doc.Layers...) {
+		if upstream.ValidDigest(b.Digest) && len(b.URLs) == 0 {
+			blobs, digests = append(blobs, b), append(digests, b.Digest)
+		}
 	}
 	items := h.blobs.Items(digests)
 	left := h.blobs.Read() < busy && h.upstreams.Spare(repo.String()) == nil
 	for i, b := range blobs {
-		if items[i].Whole || items[i].Filling || b.Digest.Validate() != nil || len(b.URLs) > 0 {
+		if items[i].Whole || items[i].Filling {
 			continue
 		}
 		if !left || !p.begin(b.Size) {

@@ -15,12 +15,17 @@ func NewReader(data []byte) *Reader {
 	return r
 }
 
-// SendTo sends the next n bytes to w as they are.
+// SendTo sends the next n bytes to w as they are. As with io.CopyN, the error is
+// io.EOF if there are fewer.
 func (r *Reader) SendTo(w io.Writer, n int64) (int64, error) {
-	if n >= int64(r.Len()) {
-		return r.WriteTo(w)
+	if n < int64(r.Len()) {
+		return io.CopyN(w, &r.Reader, n)
 	}
-	return io.CopyN(w, &r.Reader, n)
+	sent, err := r.WriteTo(w)
+	if err == nil && sent < n {
+		err = io.EOF
+	}
+	return sent, err
 }
 
 // AtHand reports that nobody has to wait for it.

@@ -114,7 +114,7 @@ func NewMetrics(version string) *Metrics {
 		}, []string{"host", "op", "reason"}),
 		stored: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "larder_store_duration_seconds",
-			Help:    "Time that the disk took to write a piece, or to commit a file (fsync and rename).",
+			Help:    "Time that the disk took to write a piece, or to commit a file (rename, and fsync unless it is small).",
 			Buckets: []float64{.0001, .001, .01, .1, 1, 10},
 		}, []string{"kind", "op"}),
 		sent: prometheus.NewCounterVec(prometheus.CounterOpts{

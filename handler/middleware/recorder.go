@@ -61,7 +61,9 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 
 func newRecorder(w http.ResponseWriter, r *http.Request) *Recorder {
 	rec := &Recorder{ResponseWriter: w, method: r.Method}
-	rec.conn, _ = r.Context().Value(connKey{}).(conn)
+	if r.ContentLength == 0 { // or else net/http waits for the body before it ends an answer
+		rec.conn, _ = r.Context().Value(connKey{}).(conn)
+	}
 	return rec
 }
 
