@@ -202,9 +202,10 @@ func TestOrdersThatAreWrongAreRefusedAsAWhole(t *testing.T) {
 		}
 		return resp, string(text)
 	}
-	many := strings.Repeat("x,", 1)
+	var many strings.Builder
+	many.WriteString(strings.Repeat("x,", 1))
 	for i := range 1001 {
-		many += fmt.Sprintf("a/b:%d,", i)
+		many.WriteString(fmt.Sprintf("a/b:%d,", i))
 	}
 	for name, test := range map[string]struct {
 		query, body string
@@ -224,7 +225,7 @@ func TestOrdersThatAreWrongAreRefusedAsAWhole(t *testing.T) {
 		"denied":        {"", "docker.io/secret/app:1", 400, "LARDER_DENY"},
 		"JSON":          {"", `["app:1"`, 400, "not a list"},
 		"JSON numbers":  {"", `[1]`, 400, "not a list"},
-		"too many":      {"", many, 400, "more than 1000"},
+		"too many":      {"", many.String(), 400, "more than 1000"},
 		"too many bad":  {"", strings.Repeat("X,", 1001), 400, `"message":"more than 1000 references"`},
 		"too large":     {"", strings.Repeat("#", 1<<20+1), 413, "too large"},
 		"platform":      {"?platform=arm64", "app:1", 400, "platform"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -168,9 +169,7 @@ func TestOpenFileThatIsNoLongerTheBlobsIsNotUsed(t *testing.T) {
 		"made a named pipe": func(path string, _ []byte) error { return errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)) },
 		"directory removed": func(path string, _ []byte) error { return os.RemoveAll(filepath.Dir(path)) },
 	}
-	for name, damage := range damages {
-		changes[name] = damage
-	}
+	maps.Copy(changes, damages)
 	for name, change := range changes {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
