@@ -285,7 +285,7 @@ func TestUnknownVariables(t *testing.T) {
 		"other word":    {"LARDER_CACHE_DIRECTORY", "LARDER_CACHE_DIR"},
 		"shorter":       {"LARDER_TLS_CRT", "LARDER_TLS_CERT"},
 		"nothing like":  {"LARDER_ENABLE_TELEMETRY_PLEASE", ""},
-		"no Kubernetes": {"LARDER_SERVICE_HOSTS", ""},
+		"no Kubernetes": {"LARDER_SERVICE_HOSTS", "LARDER_ADMIN_HOSTS"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

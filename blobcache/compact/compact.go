@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"iter"
 	"math"
+	"strings"
 	"time"
 	"unique"
 
@@ -22,11 +23,18 @@ type Digest struct {
 	rest unique.Handle[string] // what goes beyond those of SHA-256; zero: nothing
 }
 
-// Of is d, which must be valid.
+// Of is d. What is no digest becomes one that nothing has.
 func Of(d digest.Digest) Digest {
 	var c Digest
 	var buf [64]byte
-	sum, _ := hex.AppendDecode(buf[:0], []byte(d.Encoded()))
+	_, encoded, _ := strings.Cut(string(d), ":")
+	if len(encoded) > 2*len(buf) {
+		encoded = ""
+	}
+	sum, err := hex.AppendDecode(buf[:0], []byte(encoded))
+	if err != nil || len(sum) < len(c.head) {
+		return Digest{rest: unique.Make("no digest: " + string(d))}
+	}
 	if rest := sum[copy(c.head[:], sum):]; len(rest) > 0 {
 		c.rest = unique.Make(string(rest))
 	}
@@ -102,7 +110,7 @@ type Table[E Named] struct {
 	seed  maphash.Seed
 }
 
-// Get returns what has the digest d, which must be valid, or nil.
+// Get returns what has the digest d, or nil.
 func (t *Table[E]) Get(d digest.Digest) E {
 	name := Of(d)
 	return t.Find(&name)

@@ -129,3 +129,19 @@ func TestTableFindsWhatIsInIt(t *testing.T) {
 		t.Errorf("%d are listed, want %d", n, len(want))
 	}
 }
+
+// TestNothingHasWhatIsNoDigest asks for what comes from outside.
+func TestNothingHasWhatIsNoDigest(t *testing.T) {
+	var table compact.Table[*thing]
+	d := digest.FromString("")
+	e := &thing{compact.Of(d)}
+	table.Put(e)
+	for _, no := range []digest.Digest{"", ":", "sha256", "sha256:", "sha256:00", d[:len(d)-1], d[:len(d)-2], d + "z", d + digest.Digest(strings.Repeat("00", 100))} {
+		if got := table.Get(no); got != nil {
+			t.Errorf("%q is found", no)
+		}
+	}
+	if table.Get(d) != e {
+		t.Error("what is there is not found")
+	}
+}
