@@ -17,14 +17,20 @@ var ports atomic.Int64
 // has started.
 func FreeAddr(tb testing.TB) string {
 	tb.Helper()
+	l := listenAnywhere(tb)
+	l.Close()
+	return l.Addr().String()
+}
+
+// listenAnywhere listens on such an address.
+func listenAnywhere(tb testing.TB) net.Listener {
+	tb.Helper()
 	for range 1000 {
 		port := 10_000 + (int64(os.Getpid())*331+ports.Add(1))%20_000
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			l.Close()
-			return l.Addr().String()
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return l
 		}
 	}
 	tb.Fatal("no port is free")
-	return ""
+	return nil
 }

@@ -5,7 +5,6 @@
 package upstreamtest
 
 import (
-	"cmp"
 	"context"
 	"net"
 	"net/http"
@@ -95,14 +94,19 @@ func (r *Registry) listen() (net.Listener, error) {
 		r.pipe = newPipeListener()
 		return r.pipe, nil
 	}
-	l, err := net.Listen("tcp", cmp.Or(r.host, FreeAddr(r.tb)))
-	if err != nil {
-		return nil, err
+	if r.host != "" {
+		l, err := net.Listen("tcp", r.host)
+		for range 100 { // another process may be trying whether the port is free
+			if err == nil {
+				break
+			}
+			l, err = net.Listen("tcp", r.host)
+		}
+		return l, err
 	}
-	if r.host == "" { // never written again: they are read without mu
-		r.host = l.Addr().String()
-		r.URL = "http://" + r.host
-	}
+	l := listenAnywhere(r.tb)
+	r.host = l.Addr().String() // never written again: they are read without mu
+	r.URL = "http://" + r.host
 	return l, nil
 }
 
