@@ -136,16 +136,24 @@ func hostOf(header string) (string, error) {
 	return "", errHost
 }
 
-// page answers GET /setup.
-func (s *setup) page(w http.ResponseWriter, r *http.Request) {
+// forWhom is where r is to lead clients, and their files. It refuses r otherwise.
+func (s *setup) forWhom(w http.ResponseWriter, r *http.Request) (t *target, clients []client, ok bool) {
 	t, err := s.target(r)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err)
-		return
+		return nil, nil, false
 	}
-	clients, err := t.clients()
-	if err != nil {
+	if clients, err = t.clients(); err != nil {
 		refuse(w, http.StatusInternalServerError, err)
+		return nil, nil, false
+	}
+	return t, clients, true
+}
+
+// page answers GET /setup.
+func (s *setup) page(w http.ResponseWriter, r *http.Request) {
+	t, clients, ok := s.forWhom(w, r)
+	if !ok {
 		return
 	}
 	w.Header().Set("Vary", "Accept")
@@ -155,7 +163,7 @@ func (s *setup) page(w http.ResponseWriter, r *http.Request) {
 		kind, execute = "text/html; charset=utf-8", s.html.Execute
 	}
 	var body bytes.Buffer
-	err = execute(&body, struct {
+	err := execute(&body, struct {
 		*target
 		Clients []client
 	}{t, clients})
@@ -168,14 +176,8 @@ func (s *setup) page(w http.ResponseWriter, r *http.Request) {
 
 // file answers GET /setup/<file>.
 func (s *setup) file(w http.ResponseWriter, r *http.Request) {
-	t, err := s.target(r)
-	if err != nil {
-		refuse(w, http.StatusBadRequest, err)
-		return
-	}
-	clients, err := t.clients()
-	if err != nil {
-		refuse(w, http.StatusInternalServerError, err)
+	t, clients, ok := s.forWhom(w, r)
+	if !ok {
 		return
 	}
 	for _, c := range clients {
