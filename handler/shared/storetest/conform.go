@@ -19,8 +19,8 @@ import (
 )
 
 // Conform tests what every store does. a and b are two clients of one place, at which
-// there is nothing.
-func Conform(t *testing.T, a, b store.Store) {
+// there is nothing. The tests named in without are left out.
+func Conform(t *testing.T, a, b store.Store, without ...string) {
 	tests := map[string]func(t *testing.T, a, b store.Store){
 		"ranges":            testRanges,
 		"empty object":      testEmpty,
@@ -38,7 +38,9 @@ func Conform(t *testing.T, a, b store.Store) {
 		"keys":              testKeys,
 	}
 	for name, test := range tests {
-		t.Run(name, func(t *testing.T) { test(t, a, b) })
+		if !slices.Contains(without, name) {
+			t.Run(name, func(t *testing.T) { test(t, a, b) })
+		}
 	}
 }
 
@@ -190,8 +192,6 @@ func testAbsent(t *testing.T, a, _ store.Store) {
 	wantError(t, "Compose of one", err, store.ErrNotExist)
 	err = a.Compose(t.Context(), "absent/composed", []string{"absent/object", "absent/other"}, store.Label{})
 	wantError(t, "Compose of two", err, store.ErrNotExist)
-	_, err = a.Replace(t.Context(), "absent/object", []byte("x"), "version")
-	wantError(t, "Replace", err, store.ErrChanged)
 
 	put(t, a, "absent/deleted", []byte("x"))
 	wantError(t, "Delete", a.Delete(t.Context(), "absent/deleted"), nil)
@@ -218,6 +218,8 @@ func testCreate(t *testing.T, a, b store.Store) {
 }
 
 func testReplace(t *testing.T, a, b store.Store) {
+	_, err := a.Replace(t.Context(), "replace", []byte("first"), "version")
+	wantError(t, "Replace of nothing", err, store.ErrChanged)
 	first, err := a.Create(t.Context(), "replace", []byte("first"))
 	if err != nil {
 		t.Fatal(err)
@@ -344,7 +346,7 @@ func testList(t *testing.T, a, b store.Store) {
 			if err != nil {
 				t.Fatalf("List %s: %v", prefix, err)
 			}
-			if item.Size != int64(len(item.Key)) || item.Version == "" || time.Since(item.Modified).Abs() > time.Hour {
+			if item.Size != int64(len(item.Key)) || time.Since(item.Modified).Abs() > time.Hour {
 				t.Errorf("item: %+v", item)
 			}
 			got = append(got, item.Key)

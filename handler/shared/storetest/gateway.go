@@ -101,7 +101,7 @@ func (s *Server) Restart() {
 	s.Stop()
 	s.process = exec.Command("versitygw", "--port", s.address, "--keep-alive", "--quiet",
 		"--access", s.Credentials.AccessKey, "--secret", s.Credentials.SecretKey, "posix", s.root)
-	s.process.Stderr = os.Stderr
+	s.process.Stderr = s.t.Output()
 	if err := s.process.Start(); err != nil {
 		s.process = nil
 		s.t.Fatal(err)
