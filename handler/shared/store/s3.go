@@ -33,11 +33,7 @@ const maxSigned = 7 * 24 * time.Hour
 type s3 struct {
 	s3Config
 	transport *http.Transport
-
-	// again asks a second time where the answer is that there is none, or not now.
-	// once does not: what has a condition may have been done, and would then be found
-	// not to be met; and contents are sent again by who reads them.
-	again, once *minio.Core
+	requests  s3Requests
 }
 
 func openS3(u *url.URL, creds Credentials) (Store, error) {
@@ -49,23 +45,17 @@ func openS3(u *url.URL, creds Credentials) (Store, error) {
 		return nil, errors.New("an access key and a secret key are given together")
 	}
 	s := &s3{s3Config: config, transport: newTransport()}
-	lookup := minio.BucketLookupPath
-	if config.amazon {
-		lookup = minio.BucketLookupAuto
-	}
 	options := minio.Options{
 		Creds:        newCredentials(creds, config.region),
 		Secure:       config.secure,
 		Transport:    s.transport,
 		Region:       config.region,
-		BucketLookup: lookup,
-		MaxRetries:   2,
+		BucketLookup: minio.BucketLookupPath,
 	}
-	if s.again, err = minio.NewCore(config.endpoint, &options); err != nil {
-		return nil, err
+	if config.amazon {
+		options.BucketLookup = minio.BucketLookupAuto
 	}
-	options.MaxRetries = 1
-	if s.once, err = minio.NewCore(config.endpoint, &options); err != nil {
+	if s.requests, err = newS3Requests(config.endpoint, options); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -92,7 +82,7 @@ func (s *s3) Get(ctx context.Context, key string, offset, length int64) (io.Read
 	case offset > 0:
 		options.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
-	content, object, header, err := s.again.GetObject(ctx, s.bucket, s.prefix+key, options)
+	content, object, header, err := s.requests.get(ctx, s.bucket, s.prefix+key, options)
 	if err != nil {
 		return nil, Info{}, s3Error(ctx, "get", key, err)
 	}
@@ -160,7 +150,7 @@ func (s *s3) Head(ctx context.Context, key string) (Info, error) {
 	if err := CheckKey(key); err != nil {
 		return Info{}, &Error{Op: "head", Key: key, Err: err}
 	}
-	object, err := s.again.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{})
+	object, err := s.requests.head(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{})
 	if err != nil {
 		return Info{}, s3Error(ctx, "head", key, err)
 	}
@@ -206,7 +196,7 @@ func (s *s3) change(ctx context.Context, op, key string, content []byte, options
 	}
 	sum := sha256.Sum256(content)
 	options.DisableContentSha256 = true // which is about signing a stream of pieces
-	uploaded, err := s.once.PutObject(ctx, s.bucket, s.prefix+key, bytes.NewReader(content), int64(len(content)), "", hex.EncodeToString(sum[:]), options)
+	uploaded, err := s.requests.put(ctx, s.bucket, s.prefix+key, bytes.NewReader(content), int64(len(content)), "", hex.EncodeToString(sum[:]), options)
 	if err == nil && uploaded.ETag == "" {
 		err = errIncomplete
 	}
@@ -218,7 +208,7 @@ func (s *s3) Delete(ctx context.Context, key string) error {
 	if err := CheckKey(key); err != nil {
 		return &Error{Op: "delete", Key: key, Err: err}
 	}
-	err := s3Error(ctx, "delete", key, s.again.RemoveObject(ctx, s.bucket, s.prefix+key, minio.RemoveObjectOptions{}))
+	err := s3Error(ctx, "delete", key, s.requests.remove(ctx, s.bucket, s.prefix+key, minio.RemoveObjectOptions{}))
 	if errors.Is(err, ErrNotExist) {
 		return nil
 	}
@@ -233,7 +223,7 @@ func (s *s3) List(ctx context.Context, prefix string) iter.Seq2[Item, error] {
 			return
 		}
 		options := minio.ListObjectsOptions{Prefix: s.prefix + prefix, Recursive: true, FetchOwner: new(false)}
-		for object := range s.again.ListObjectsIter(ctx, s.bucket, options) {
+		for object := range s.requests.list(ctx, s.bucket, options) {
 			if object.Err != nil {
 				yield(Item{}, s3Error(ctx, "list", prefix, object.Err))
 				return
@@ -257,7 +247,7 @@ func (s *s3) SignedURL(ctx context.Context, key string, valid time.Duration) (st
 	if err := CheckKey(key); err != nil {
 		return "", &Error{Op: "sign", Key: key, Err: err}
 	}
-	u, err := s.once.PresignedGetObject(ctx, s.bucket, s.prefix+key, min(max(valid, time.Second), maxSigned), nil)
+	u, err := s.requests.sign(ctx, s.bucket, s.prefix+key, min(max(valid, time.Second), maxSigned), nil)
 	if err != nil {
 		return "", s3Error(ctx, "sign", key, err)
 	}

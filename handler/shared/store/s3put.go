@@ -35,7 +35,7 @@ func (s *s3) Put(ctx context.Context, key string, content io.ReadSeeker, label L
 func (s *s3) putWhole(ctx context.Context, key string, content io.ReadSeeker, start int64, label Label) error {
 	return twice(ctx, content, start, label.Size, func(src *source) error {
 		options := minio.PutObjectOptions{UserMetadata: label.metadata(), DisableContentSha256: true}
-		_, err := s.once.PutObject(ctx, s.bucket, s.prefix+key, src, label.Size, "", "", options)
+		_, err := s.requests.put(ctx, s.bucket, s.prefix+key, src, label.Size, "", "", options)
 		return err
 	})
 }
@@ -52,7 +52,7 @@ func (s *s3) putParts(ctx context.Context, key string, content io.ReadSeeker, st
 			n, length := len(parts)+1, min(size, label.Size-offset)
 			err := twice(ctx, content, start+offset, length, func(src *source) error {
 				options := minio.PutObjectPartOptions{DisableContentSha256: true}
-				part, err := s.once.PutObjectPart(ctx, s.bucket, s.prefix+key, upload, n, src, length, options)
+				part, err := s.requests.putPart(ctx, s.bucket, s.prefix+key, upload, n, src, length, options)
 				parts = append(parts[:n-1], minio.CompletePart{PartNumber: n, ETag: part.ETag})
 				return err
 			})
@@ -87,18 +87,18 @@ func twice(ctx context.Context, content io.ReadSeeker, start, size int64, send f
 
 // multipart makes an object of what parts uploads, or leaves nothing behind.
 func (s *s3) multipart(ctx context.Context, key string, label Label, parts func(ctx context.Context, upload string) ([]minio.CompletePart, error)) error {
-	upload, err := s.again.NewMultipartUpload(ctx, s.bucket, s.prefix+key, minio.PutObjectOptions{UserMetadata: label.metadata()})
+	upload, err := s.requests.begin(ctx, s.bucket, s.prefix+key, minio.PutObjectOptions{UserMetadata: label.metadata()})
 	if err != nil {
 		return err
 	}
 	complete, err := parts(ctx, upload)
 	if err == nil {
-		_, err = s.again.CompleteMultipartUpload(ctx, s.bucket, s.prefix+key, upload, complete, minio.PutObjectOptions{})
+		_, err = s.requests.complete(ctx, s.bucket, s.prefix+key, upload, complete, minio.PutObjectOptions{})
 	}
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortPeriod)
 		defer cancel()
-		_ = s.once.AbortMultipartUpload(ctx, s.bucket, s.prefix+key, upload) // or the bucket's lifecycle does it
+		_ = s.requests.abort(ctx, s.bucket, s.prefix+key, upload) // or the bucket's lifecycle does it
 	}
 	return err
 }
@@ -117,7 +117,7 @@ func (s *s3) Compose(ctx context.Context, key string, parts []string, label Labe
 		group.SetLimit(copies)
 		for i, part := range parts {
 			group.Go(func() (err error) {
-				complete[i], err = s.again.CopyObjectPart(ctx, s.bucket, s.prefix+part, s.bucket, s.prefix+key, upload, i+1, 0, -1, nil)
+				complete[i], err = s.requests.copyPart(ctx, s.bucket, s.prefix+part, s.bucket, s.prefix+key, upload, i+1, 0, -1, nil)
 				if err == nil && complete[i].ETag == "" { // an error that came after the status 200
 					err = errIncomplete
 				}
@@ -134,7 +134,7 @@ func (s *s3) copy(ctx context.Context, key, from string, label Label) error {
 	for name, value := range label.metadata() {
 		header["x-amz-meta-"+name] = value
 	}
-	copied, err := s.again.CopyObject(ctx, s.bucket, s.prefix+from, s.bucket, s.prefix+key, header, minio.CopySrcOptions{}, minio.PutObjectOptions{})
+	copied, err := s.requests.copy(ctx, s.bucket, s.prefix+from, s.bucket, s.prefix+key, header, minio.CopySrcOptions{}, minio.PutObjectOptions{})
 	if err == nil && copied.ETag == "" { // an error that came after the status 200
 		err = errIncomplete
 	}
