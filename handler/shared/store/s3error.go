@@ -36,6 +36,7 @@ var s3Hints = map[string]string{
 	"SignatureDoesNotMatch":        "the secret key is not that of the access key, or region= is wrong",
 	"SlowDown":                     "the store wants fewer requests",
 	"TemporaryRedirect":            "region= is not the bucket's, or the bucket was made a moment ago",
+	"XAdminUserNotFound":           "the access key is not known there",
 	"XMinioStorageFull":            "the store is full",
 }
 
