@@ -211,7 +211,10 @@ func TestFileStaysInside(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, key := range []string{"link", "directory/secret", "a"} {
+	if _, err := s.Head(t.Context(), "a"); err != store.ErrNotExist {
+		t.Errorf("Head of a directory: %v", err)
+	}
+	for _, key := range []string{"link", "directory/secret"} {
 		if _, _, err := s.Get(t.Context(), key, 0, -1); err == nil {
 			t.Errorf("Get %s: opened", key)
 		}

@@ -175,8 +175,10 @@ func TestS3ServerThatHangs(t *testing.T) {
 		<-r.Context().Done()
 	})
 	for name, operation := range map[string]func(ctx context.Context) error{
-		"get":    func(ctx context.Context) error { _, _, err := s.Get(ctx, "key", 0, -1); return err },
-		"put":    func(ctx context.Context) error { return s.Put(ctx, "key", &pattern{size: 1 << 20}, store.Label{Size: 1 << 20}) },
+		"get": func(ctx context.Context) error { _, _, err := s.Get(ctx, "key", 0, -1); return err },
+		"put": func(ctx context.Context) error {
+			return s.Put(ctx, "key", &pattern{size: 1 << 20}, store.Label{Size: 1 << 20})
+		},
 		"create": func(ctx context.Context) error { _, err := s.Create(ctx, "key", []byte("x")); return err },
 		"delete": func(ctx context.Context) error { return s.Delete(ctx, "key") },
 	} {
@@ -231,38 +233,6 @@ func TestS3AsksTwice(t *testing.T) {
 	wantS3Error(t, "Create", err, "SlowDown", "fewer")
 	if n := requests.Load(); n != 1 {
 		t.Errorf("Create was sent %d times", n)
-	}
-}
-
-// slowly is a content that notes when it is read after it was given back.
-type slowly struct {
-	pattern
-	back atomic.Bool
-	late atomic.Int32
-}
-
-func (s *slowly) Read(p []byte) (int, error) {
-	if s.back.Load() {
-		s.late.Add(1)
-	}
-	return s.pattern.Read(p[:min(len(p), 1000)])
-}
-
-// TestContentIsGivenBack shows that nobody reads a content once Put has returned,
-// though the server is still being sent to.
-func TestContentIsGivenBack(t *testing.T) {
-	refuse := fake(t, func(w http.ResponseWriter, _ *http.Request) { // without reading
-		answerError(w, http.StatusForbidden, "AccessDenied")
-	})
-	for range 20 {
-		content := &slowly{pattern: pattern{size: 32 << 20}}
-		if err := refuse.Put(t.Context(), "key", content, store.Label{Size: 32 << 20}); err == nil {
-			t.Fatal("taken")
-		}
-		content.back.Store(true)
-		if n := content.late.Load(); n > 0 {
-			t.Fatalf("read %d times afterwards", n)
-		}
 	}
 }
 
