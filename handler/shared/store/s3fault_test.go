@@ -47,6 +47,7 @@ func TestS3Errors(t *testing.T) {
 		"absent":            {404, "NoSuchKey", store.ErrNotExist, store.ErrChanged, ""},
 		"precondition":      {412, "PreconditionFailed", nil, store.ErrChanged, ""},
 		"two at once":       {409, "ConditionalRequestConflict", nil, store.ErrChanged, ""},
+		"other conflict":    {409, "BucketNotEmpty", nil, nil, ""},
 		"not implemented":   {501, "NotImplemented", store.ErrUnsupported, store.ErrUnsupported, ""},
 		"range":             {416, "InvalidRange", store.ErrRange, store.ErrRange, ""},
 		"no rights":         {403, "AccessDenied", nil, nil, "s3:GetObject"},
