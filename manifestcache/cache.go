@@ -62,11 +62,12 @@ const (
 	Revalidated                // from disk, upstream says that it is current
 	Miss                       // from upstream
 	Stale                      // from disk, as upstream could not answer
+	SharedHit                  // from what caches share, in part at least
 )
 
 // String returns the word that headers, metrics and logs use.
 func (o Outcome) String() string {
-	return [...]string{"hit", "revalidated", "miss", "stale"}[o]
+	return [...]string{"hit", "revalidated", "miss", "stale", "shared"}[o]
 }
 
 // Manifest is a manifest, an index or any other document of the manifests
@@ -78,23 +79,39 @@ type Manifest struct {
 	Body    []byte
 	Outcome Outcome
 	Age     time.Duration // since it was last validated
-	Asked   *Question     // what that took; nil: upstream was not asked
+	Asked   *Question     // what that took; nil: upstream was not asked, nor another cache
 	Joined  bool          // somebody else was asking already
+
+	validated time.Time
 }
 
-// Question is what came of asking upstream for an answer.
+// Question is what came of asking upstream, or those who share, for an answer.
 type Question struct {
-	Took   time.Duration // upstream, to answer
-	Known  bool          // an answer of the past was there
-	Stored bool          // what upstream sent is kept
-	Err    error         // why there is no answer
+	Took    time.Duration // upstream, to answer
+	Known   bool          // an answer of the past was there
+	Stored  bool          // what was sent is kept
+	Unasked bool          // others had the answer: upstream was not asked
+	Err     error         // why there is no answer
 }
 
 // questioned is an Upstream that keeps account of what it is asked.
 type questioned struct {
 	Upstream
 	Question
-	asked bool
+	repository, reference string // what the question is about
+
+	asked   bool
+	fetched bool   // it has sent the manifest
+	others  bool   // something that counts is from others who share
+	done    func() // ends the claim; nil: there is none
+}
+
+// shared is the outcome of what would be outcome if nothing were from others.
+func (q *questioned) shared(outcome Outcome) Outcome {
+	if q.others {
+		return SharedHit
+	}
+	return outcome
 }
 
 // HeadManifest implements Upstream.
@@ -110,6 +127,7 @@ func (q *questioned) GetManifest(ctx context.Context, reference string) (ocispec
 	began := time.Now()
 	desc, body, err := q.Upstream.GetManifest(ctx, reference)
 	q.account(began, err)
+	q.fetched = err == nil
 	return desc, body, err
 }
 
@@ -143,6 +161,7 @@ type Config struct {
 	// Hold is told which blobs pinned images have: at once if there are no pins, or
 	// else when Run knows what is on disk, and whenever that changes. nil: nobody is.
 	Hold    func(blobs map[digest.Digest]bool)
+	Shared  Shared                              // with other caches; nil: nothing
 	Memory  *memory.Cache                       // for what is read most; nil: none
 	Observe func(op string, took time.Duration) // commit; nil: nobody counts
 	Logger  *zap.Logger                         // nil: none
@@ -226,17 +245,24 @@ func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest
 			return c.answer(m, Hit, right.at.Time()), nil
 		}
 	}
-	return c.ask(ctx, repository+"@"+d.String(), up, func(ctx context.Context, up *questioned) (*Manifest, error) {
+	return c.ask(ctx, repository, d.String(), up, func(ctx context.Context, up *questioned) (*Manifest, error) {
 		return c.prove(ctx, repository, d, up)
 	})
 }
 
 // ask is once for a manifest, whose outcome it counts.
-func (c *Cache) ask(ctx context.Context, key string, up Upstream, question func(context.Context, *questioned) (*Manifest, error)) (*Manifest, error) {
-	m, joined, err := once(ctx, c, key, func(ctx context.Context) (*Manifest, error) {
-		q := &questioned{Upstream: up}
+func (c *Cache) ask(
+	ctx context.Context, repository, reference string, up Upstream, question func(context.Context, *questioned) (*Manifest, error),
+) (*Manifest, error) {
+	m, joined, err := once(ctx, c, pinOf(repository, reference), func(ctx context.Context) (*Manifest, error) {
+		q := &questioned{Upstream: up, repository: repository, reference: reference}
 		m, err := question(ctx, q)
-		if err == nil && q.asked {
+		c.tell(q, m, err)
+		if q.done != nil {
+			q.done()
+		}
+		if err == nil && (q.asked || m.Outcome == SharedHit) {
+			q.Unasked = !q.asked
 			m.Asked = &q.Question
 		}
 		return m, err
@@ -291,43 +317,55 @@ func (c *Cache) answer(m *Manifest, outcome Outcome, validated time.Time) *Manif
 }
 
 func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
-	m.Outcome, m.Age = outcome, max(time.Since(validated), 0)
+	m.Outcome, m.Age, m.validated = outcome, max(time.Since(validated), 0), validated
 	return m
 }
 
 // prove gets the manifest d for a repository that is not known to have it, or
 // not recently.
 func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, up *questioned) (*Manifest, error) {
-	m := c.load(d)
 	_, up.Known = c.validated(repository, d)
+	if c.cfg.Shared != nil {
+		if m := c.entitled(ctx, d, up); m != nil {
+			return m, nil
+		}
+	}
+	m := c.loadShared(ctx, d, up, func(*Manifest) bool { return true })
 	if m != nil {
 		desc, err := up.HeadManifest(ctx, d.String())
 		if err != nil {
-			return c.unproven(repository, d, m, err)
+			return c.unproven(ctx, d, m, up, err)
 		}
 		if desc.Digest == d && desc.MediaType == m.MediaType {
-			c.validate(repository, m)
-			return dated(m, Revalidated, time.Now()), nil
+			now := time.Now()
+			c.validate(repository, m, now)
+			return dated(m, up.shared(Revalidated), now), nil
 		}
 		// A HEAD does not tell. A GET does.
 	}
 	fetched, err := c.fetch(ctx, repository, d.String(), up)
 	if err != nil {
-		return c.unproven(repository, d, m, err)
+		return c.unproven(ctx, d, m, up, err)
 	}
 	return fetched, nil
 }
 
 // unproven decides what a failed question means for a right, as withoutAnswer
 // does for a tag. m is what is on disk, or nil.
-func (c *Cache) unproven(repository string, d digest.Digest, m *Manifest, err error) (*Manifest, error) {
+func (c *Cache) unproven(ctx context.Context, d digest.Digest, m *Manifest, up *questioned, err error) (*Manifest, error) {
 	if c.cfg.GoneIf(err) {
-		c.revoke(repository, d)
+		c.revoke(up.repository, d)
 		return nil, err
 	}
-	right, ok := c.validated(repository, d)
-	if m == nil || !ok || !right.covers(m) || !c.cfg.StaleIf(err) {
+	if m == nil || !c.cfg.StaleIf(err) {
 		return nil, err
+	}
+	right, ok := c.latestRight(ctx, d, up, func(w word) bool { return w.covers(m) })
+	if !ok || !right.covers(m) {
+		return nil, err
+	}
+	if up.others {
+		c.validate(up.repository, m, right.at.Time())
 	}
 	return dated(m, Stale, right.at.Time()), nil
 }
@@ -357,9 +395,8 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up *que
 		Descriptor: ocispec.Descriptor{MediaType: desc.MediaType, Digest: want, Size: int64(len(body))},
 		Body:       body,
 	}
-	if up.Stored = c.store(m); up.Stored && m.Size > maxBody {
-		m.Body = nil
-	}
-	c.validate(repository, m)
-	return dated(m, Miss, time.Now()), nil
+	c.keep(m, up)
+	now := time.Now()
+	c.validate(repository, m, now)
+	return dated(m, Miss, now), nil
 }
