@@ -256,11 +256,11 @@ func (c *Cache) ask(
 ) (*Manifest, error) {
 	m, joined, err := once(ctx, c, pinOf(repository, reference), func(ctx context.Context) (*Manifest, error) {
 		q := &questioned{Upstream: up, repository: repository, reference: reference}
+		if c.cfg.Shared != nil {
+			ctx = c.cfg.Shared.Question(ctx)
+		}
 		m, err := question(ctx, q)
 		c.tell(q, m, err)
-		if q.done != nil {
-			q.done()
-		}
 		if err == nil && (q.asked || m.Outcome == SharedHit) {
 			q.Unasked = !q.asked
 			m.Asked = &q.Question

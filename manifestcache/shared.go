@@ -19,11 +19,14 @@ import (
 const maxAhead = time.Minute
 
 // Shared is what several caches have in common: what upstream has said to any of
-// them. Its methods may be called by several goroutines. They take little time
-// whatever happens, and what they can't find out, or have no business with, is not
-// there. Repositories, tags and digests are valid. What it says is checked like what
-// upstream sends.
+// them. Its methods may be called by several goroutines. What they can't find out in
+// a short time, or have no business with, is not there. Repositories, tags and digests
+// are valid. What Manifest returns need not be what it should.
 type Shared interface {
+	// Question is a context for all that is asked here for one question: together it
+	// takes no longer than is worth waiting for.
+	Question(ctx context.Context) context.Context
+
 	// Tag says what a tag pointed at when upstream last told one of the caches, and
 	// when that was.
 	Tag(ctx context.Context, repository, tag string) (desc ocispec.Descriptor, validated time.Time, ok bool)
@@ -38,14 +41,14 @@ type Shared interface {
 	// Claim lets one of the caches ask upstream about a reference, a tag or a digest, for
 	// all. It returns when that is this one, or when known, which it calls now and then,
 	// says that another's answer is there, or when it has waited long enough. done, which
-	// is never nil, is to be called when upstream has answered, after Said or Gone, or
-	// has not.
+	// is never nil, is to be called when the others need not wait any more.
 	Claim(ctx context.Context, repository, reference string, known func(context.Context) bool) (done func())
 
-	// Said notes what upstream has said to this cache. It does not wait for that.
+	// Said notes what upstream has said to this cache, and does not wait for that.
 	Said(a Answer)
 
-	// Gone notes that upstream has said no to a tag or a digest of a repository.
+	// Gone notes that upstream has said no to a tag or a digest of a repository. It does
+	// not wait for that either.
 	Gone(repository, reference string)
 }
 
@@ -59,23 +62,34 @@ type Answer struct {
 
 	// Content opens the bytes, if they are still here.
 	Content func() (io.ReadSeekCloser, error)
+
+	// Done is what Claim has returned, to be called when the others find this; nil: there
+	// was no claim.
+	Done func()
 }
 
-// tell has the others know what upstream has said in answer to a question.
+// tell has the others know what upstream has said in answer to a question, and ends
+// its claim.
 func (c *Cache) tell(q *questioned, m *Manifest, err error) {
 	switch {
 	case c.cfg.Shared == nil:
 	case err != nil && c.cfg.GoneIf(err):
 		c.cfg.Shared.Gone(q.repository, q.reference)
 	case err == nil && q.asked && m.Outcome != Stale:
+		desc := m.Descriptor
 		a := Answer{
-			Repository: q.repository, Manifest: m.Descriptor, Validated: m.validated, Fetched: q.fetched,
-			Content: func() (io.ReadSeekCloser, error) { return c.contentOf(m.Descriptor) },
+			Repository: q.repository, Manifest: desc, Validated: m.validated, Fetched: q.fetched,
+			Content: func() (io.ReadSeekCloser, error) { return c.contentOf(desc) },
+			Done:    q.done,
 		}
 		if q.reference != string(m.Digest) {
 			a.Tag = q.reference
 		}
 		c.cfg.Shared.Said(a)
+		return
+	}
+	if q.done != nil {
+		q.done()
 	}
 }
 

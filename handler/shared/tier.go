@@ -53,6 +53,8 @@ type Tier struct {
 	reads, writes breaker // a store that is full can still be read
 	version       version
 	queue         queue
+	answers       queue // of upstream: short, and not to wait for blobs
+	stated        stated
 	count         counters
 	unleased      atomic.Bool // the store can't do leases
 	known         known       // blobs that are in the tier
@@ -72,7 +74,9 @@ func New(cfg Config) *Tier {
 		cfg:     cfg,
 		log:     cfg.Logger,
 		holder:  rand.Text(),
-		queue:   queue{keys: make(chan string, maxQueued), do: make(map[string]func(context.Context) error)},
+		queue:   newQueue(),
+		answers: newQueue(),
+		stated:  stated{last: make(map[string]statement)},
 		count:   counters{requests: make(map[request]int64)},
 		known:   known{versions: make(map[digest.Digest]string)},
 		doubted: known{versions: make(map[digest.Digest]string)},
@@ -91,8 +95,9 @@ func New(cfg Config) *Tier {
 func (t *Tier) Run(ctx context.Context) error {
 	var group errgroup.Group
 	for range writers {
-		group.Go(func() error { return t.write(ctx) })
+		group.Go(func() error { return t.write(ctx, &t.queue) })
 	}
+	group.Go(func() error { return t.write(ctx, &t.answers) }) // one, so that what was said first is written first
 	return group.Wait()
 }
 

@@ -93,7 +93,7 @@ func (r *Repository) GetManifest(ctx context.Context, reference string) (ocispec
 		if d, err := digest.Parse(res.Header.Get("Docker-Content-Digest")); err == nil {
 			desc.Digest = d
 		}
-		if desc.MediaType, err = documentType(res.Header.Get("Content-Type"), body); err != nil {
+		if desc.MediaType, err = DocumentType(res.Header.Get("Content-Type"), body); err != nil {
 			return err
 		}
 		if d, err := digest.Parse(reference); err == nil && d.Algorithm().FromBytes(body) != d && desc.MediaType != signedManifest {
