@@ -102,16 +102,25 @@ type questioned struct {
 
 	asked   bool
 	fetched bool   // it has sent the manifest
-	others  bool   // something that counts is from others who share
+	others  bool   // others who share know more than this cache did
+	taken   bool   // the manifest is from them
 	done    func() // ends the claim; nil: there is none
 }
 
-// shared is the outcome of what would be outcome if nothing were from others.
-func (q *questioned) shared(outcome Outcome) Outcome {
-	if q.others {
+// known is the outcome if upstream need not be asked.
+func (q *questioned) known() Outcome {
+	if q.others || q.taken {
 		return SharedHit
 	}
-	return outcome
+	return Hit
+}
+
+// confirmed is the outcome if upstream has said that what is known is right.
+func (q *questioned) confirmed() Outcome {
+	if q.taken {
+		return SharedHit
+	}
+	return Revalidated
 }
 
 // HeadManifest implements Upstream.
@@ -339,7 +348,7 @@ func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, u
 		if desc.Digest == d && desc.MediaType == m.MediaType {
 			now := time.Now()
 			c.validate(repository, m, now)
-			return dated(m, up.shared(Revalidated), now), nil
+			return dated(m, up.confirmed(), now), nil
 		}
 		// A HEAD does not tell. A GET does.
 	}

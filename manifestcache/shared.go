@@ -118,7 +118,7 @@ func (c *Cache) follow(ctx context.Context, tag string, up *questioned) (m *Mani
 		if latest == nil || !within(c.cfg.TagTTL, validated) {
 			return false
 		}
-		m = dated(latest, up.shared(Hit), validated)
+		m = dated(latest, up.known(), validated)
 		return true
 	})
 	return m
@@ -160,7 +160,7 @@ func (c *Cache) entitled(ctx context.Context, d digest.Digest, up *questioned) (
 			return false
 		}
 		c.validate(up.repository, m, right.at.Time())
-		m = dated(m, up.shared(Hit), right.at.Time())
+		m = dated(m, up.known(), right.at.Time())
 		return true
 	})
 	return m
@@ -207,7 +207,7 @@ func (c *Cache) loadShared(ctx context.Context, d digest.Digest, up *questioned,
 	if !wanted(m) {
 		return nil
 	}
-	up.others = true
+	up.taken = true
 	c.keep(m, up)
 	return m
 }

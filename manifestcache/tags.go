@@ -53,7 +53,7 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *ques
 		if m := c.described(ctx, desc, up); m != nil {
 			now := time.Now()
 			up.Known = c.link(repository, tag, m, now)
-			return dated(m, up.shared(Revalidated), now), nil
+			return dated(m, up.confirmed(), now), nil
 		}
 	}
 	reference := tag
