@@ -89,7 +89,7 @@ func (c *Cache) described(ctx context.Context, desc ocispec.Descriptor, up *ques
 // that can't answer leaves it as it was, a no ends it.
 func (c *Cache) withoutAnswer(ctx context.Context, tag string, up *questioned, err error) (*Manifest, error) {
 	if c.cfg.GoneIf(err) {
-		c.removeTag(up.repository, tag)
+		c.endTag(up.repository, tag)
 		return nil, err
 	}
 	if !c.cfg.StaleIf(err) {
@@ -128,7 +128,7 @@ func (c *Cache) Knows(repository, tag string) bool {
 // last is what a tag pointed at when upstream last said it, and when that was. It
 // is nil if that is not known, or not there.
 func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) {
-	link := c.readTag(repository, tag)
+	link := c.findTag(repository, tag)
 	if link == nil {
 		return nil, time.Time{}
 	}
@@ -219,7 +219,14 @@ func (c *Cache) readLink(name string) (*link, error) {
 	return l, err
 }
 
-// readTag returns what a tag pointed at when upstream last said so, or nil.
+// findTag is readTag for who does not change the file.
+func (c *Cache) findTag(repository, tag string) *link {
+	defer c.changes.begin(tagName(repository, tag))()
+	return c.readTag(repository, tag)
+}
+
+// readTag returns what a tag pointed at when upstream last said so, or nil. Needs the
+// change of its file.
 func (c *Cache) readTag(repository, tag string) *link {
 	l, err := c.readLink(tagName(repository, tag))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -255,7 +262,7 @@ func (c *Cache) pointsAt(repository, tag string) (d digest.Digest, validated tim
 		}
 	}
 	c.mu.Unlock()
-	if l := c.readTag(repository, tag); l != nil {
+	if l := c.findTag(repository, tag); l != nil {
 		return l.Descriptor.Digest, l.validated
 	}
 	return "", time.Time{}
@@ -266,6 +273,7 @@ func (c *Cache) pointsAt(repository, tag string) (d digest.Digest, validated tim
 func (c *Cache) link(repository, tag string, m *Manifest, now time.Time) (known bool) {
 	c.validate(repository, m, now)
 	name := tagName(repository, tag)
+	defer c.changes.begin(name)()
 	old := c.readTag(repository, tag)
 	var err error
 	if old == nil || old.Descriptor.Digest != m.Digest {
@@ -289,6 +297,13 @@ func (c *Cache) link(repository, tag string, m *Manifest, now time.Time) (known 
 	return old != nil
 }
 
+// endTag is removeTag for who does not change the file otherwise.
+func (c *Cache) endTag(repository, tag string) {
+	defer c.changes.begin(tagName(repository, tag))()
+	c.removeTag(repository, tag)
+}
+
+// removeTag needs the change of the file.
 func (c *Cache) removeTag(repository, tag string) {
 	name := tagName(repository, tag)
 	if err := c.root.RemoveAll(name); err != nil {
