@@ -57,6 +57,7 @@ type setup struct {
 
 	allow, deny string // as in the environment
 	catalog     bool
+	shared      manifestcache.Shared
 }
 
 // larder is the registry, wired as main does it, in front of two upstreams.
@@ -109,6 +110,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 	l.manifests, err = manifestcache.Open(l.root(tb, "manifests"), manifestcache.Config{
 		TTL: s.ttl, TagTTL: s.tagTTL, ListTTL: s.listTTL, GoneIf: upstream.Refused, Spare: l.upstreams.Spare, Memory: l.memory, Logger: log,
 		StaleIf: func(err error) bool { return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest) },
+		Shared:  s.shared,
 	})
 	if err != nil {
 		tb.Fatal(err)

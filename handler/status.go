@@ -63,7 +63,7 @@ func (s story) status() string {
 	return b.String() + "; detail=" + s.outcome.String()
 }
 
-// forwarded says why upstream was asked, and what came of it.
+// forwarded says why upstream was asked, or what nodes share, and what came of it.
 func (s story) forwarded(b *strings.Builder) {
 	if s.asked.Known || s.outcome == manifestcache.Stale {
 		b.WriteString("fwd=stale")
@@ -71,6 +71,7 @@ func (s story) forwarded(b *strings.Builder) {
 		b.WriteString("fwd=uri-miss")
 	}
 	switch e, ok := errors.AsType[*upstream.Error](s.asked.Err); {
+	case s.asked.Unasked: // it was not upstream that had the answer
 	case s.asked.Err == nil:
 		b.WriteString("; fwd-status=200") // whatever the client's own conditions make of it
 	case ok && e.Status > 0:

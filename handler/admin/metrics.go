@@ -82,7 +82,7 @@ func NewMetrics(version string) *Metrics {
 		history:  history.New(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
-			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW, LARDER_DENY or LARDER_ACCESS; empty for other errors) and HTTP status (499: the client left).",
+			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale, shared; denied by LARDER_ALLOW, LARDER_DENY or LARDER_ACCESS; empty for other errors) and HTTP status (499: the client left).",
 		}, []string{"kind", "outcome", "code"}),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "larder_requests_in_flight",

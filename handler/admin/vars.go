@@ -32,7 +32,7 @@ func (t *totals) add(o middleware.Observation) {
 	switch o.Outcome {
 	case "hit", "stale":
 		of.hits.Add(1)
-	case "join", "miss", "pass", "revalidated":
+	case "join", "miss", "pass", "revalidated", "shared":
 		of.misses.Add(1)
 	}
 }
