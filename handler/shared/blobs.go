@@ -148,7 +148,7 @@ func (f *fill) find(ctx context.Context, offset, end int64) *source {
 		return nil
 	}
 	f.tier.count.misses.Add(1)
-	if size := f.knownSize(); f.wanted == Part || size >= 0 && size < leastLeased || f.tier.unleased.Load() {
+	if size := f.knownSize(); f.wanted == Part || size >= 0 && size < f.tier.sizes.leased || f.tier.unleased.Load() {
 		f.setWay(direct)
 		return nil
 	}
@@ -163,6 +163,10 @@ func (f *fill) openObject(ctx context.Context, offset, end int64) (*source, erro
 		end = min(end, size)
 	}
 	src, info, err := f.openStored(ctx, blobKey(f.digest), offset, end-offset)
+	if errors.Is(err, store.ErrRange) { // it ends before; whether it should, its size tells
+		src = &source{ReadCloser: http.NoBody}
+		f.within(ctx, func(ctx context.Context) { info, err = f.tier.head(ctx, blobKey(f.digest)) })
+	}
 	if err != nil {
 		return nil, err
 	}

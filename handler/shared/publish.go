@@ -96,18 +96,18 @@ func (p *publisher) publish() (size int64, err error) {
 		return size, errors.New("size is not known yet")
 	}
 	p.lease.tell(size, p.lease.parts())
-	if size <= partSize {
+	if size <= p.tier.sizes.part {
 		if err := p.awaitEnd(); err != nil {
 			return size, err
 		}
 		return size, p.tier.putBlob(p.ctx, p.digest, content, size)
 	}
-	number := p.lease.parts()
-	if _, err := content.Seek(min(number*partSize, size), io.SeekStart); err != nil {
+	number, part := p.lease.parts(), p.tier.sizes.part
+	if _, err := content.Seek(min(number*part, size), io.SeekStart); err != nil {
 		return size, err
 	}
-	for ; number*partSize < size; number++ {
-		if err := p.putPart(content, number, min(partSize, size-number*partSize)); err != nil {
+	for ; number*part < size; number++ {
+		if err := p.putPart(content, number, min(part, size-number*part)); err != nil {
 			return size, err
 		}
 		p.lease.tell(size, number+1)
@@ -127,7 +127,7 @@ func (p *publisher) publish() (size int64, err error) {
 // putPart waits until a part has arrived, and puts it: while it arrives, no request
 // is kept waiting.
 func (p *publisher) putPart(content io.ReadSeeker, number, size int64) error {
-	start := number * partSize
+	start := number * p.tier.sizes.part
 	for n := int64(0); n < size; {
 		m, err := io.CopyN(io.Discard, content, min(1<<20, size-n))
 		if err != nil {
@@ -158,7 +158,7 @@ func (p *publisher) awaitEnd() error {
 }
 
 func (p *publisher) partKeys(size int64) (keys []string) {
-	for number := int64(0); number*partSize < size; number++ {
+	for number := int64(0); number*p.tier.sizes.part < size; number++ {
 		keys = append(keys, partKey(p.digest, number))
 	}
 	return keys
@@ -167,7 +167,7 @@ func (p *publisher) partKeys(size int64) (keys []string) {
 // removeParts removes what nobody needs any more. What is left of it, if the tier is
 // closed, goes with a prune.
 func (p *publisher) removeParts(size int64) {
-	if size <= partSize {
+	if size <= p.tier.sizes.part {
 		return
 	}
 	for _, key := range p.partKeys(size) {

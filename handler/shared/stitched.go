@@ -87,7 +87,7 @@ func (b *stitched) open() (err error) {
 		case way == stored:
 			b.source, err = f.openObject(b.ctx, b.pos, b.end)
 			err = f.orElse(err)
-		case way != direct && b.pos < parts*partSize:
+		case way != direct && b.pos < parts*f.tier.sizes.part:
 			b.source, err = f.openPart(b.ctx, b.pos, b.end)
 			err = f.partGone(b.ctx, err)
 		case way == followed:
@@ -131,9 +131,10 @@ func (b *stitched) openUpstream() error {
 
 // openPart opens the part that pos is in.
 func (f *fill) openPart(ctx context.Context, pos, end int64) (*source, error) {
-	number, size := pos/partSize, f.knownSize()
-	start := number * partSize
-	stop := min(start+partSize, size)
+	part, size := f.tier.sizes.part, f.knownSize()
+	number := pos / part
+	start := number * part
+	stop := min(start+part, size)
 	end = min(end, stop)
 	src, info, err := f.openStored(ctx, partKey(f.digest, number), pos-start, end-pos)
 	if err != nil {

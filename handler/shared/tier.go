@@ -49,6 +49,7 @@ type Tier struct {
 	log    *zap.Logger
 	holder string        // this process, in leases
 	pace   *rate.Limiter // of what is written; nil: no limit
+	sizes  sizes         // immutable after New
 
 	reads, writes breaker // a store that is full can still be read
 	version       version
@@ -64,6 +65,10 @@ type Tier struct {
 	wg     sync.WaitGroup // leases, publishers, and what is given back
 }
 
+// sizes are the constants of these names. Tests make them smaller, so that small blobs
+// are shared as large ones are.
+type sizes struct{ part, leased int64 }
+
 // New makes a tier of the store that cfg names, which is then the tier's own to
 // close. The store is not asked for anything yet.
 func New(cfg Config) *Tier {
@@ -72,6 +77,7 @@ func New(cfg Config) *Tier {
 		cfg:     cfg,
 		log:     cfg.Logger,
 		holder:  rand.Text(),
+		sizes:   sizes{part: partSize, leased: leastLeased},
 		queue:   queue{keys: make(chan string, maxQueued), do: make(map[string]func(context.Context) error)},
 		count:   counters{requests: make(map[request]int64)},
 		known:   known{versions: make(map[digest.Digest]string)},
