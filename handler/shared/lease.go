@@ -69,6 +69,10 @@ type lease struct {
 	version string
 }
 
+func newWatch(t *Tier, what string) *watch {
+	return &watch{tier: t, what: what, record: record{Size: -1}}
+}
+
 // look looks at the lease as it is now.
 func (w *watch) look(ctx context.Context) error {
 	data, info, err := w.tier.read(ctx, leaseKey(w.what), maxLease)
@@ -80,7 +84,7 @@ func (w *watch) look(ctx context.Context) error {
 		return nil
 	}
 	w.there, w.version, w.since = there, info.Version, time.Now()
-	var r record
+	r := record{Size: -1}
 	if there && json.Unmarshal(data, &r) != nil {
 		r = record{Holder: "?"} // it expires like any other
 	}
@@ -152,7 +156,7 @@ func (t *Tier) claimOrWait(ctx context.Context, what string, look func(ctx conte
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, t.cfg.Timeout, errSlow)
 	defer cancel()
-	w := &watch{tier: t, what: what}
+	w := newWatch(t, what)
 	for n := 0; ; n++ {
 		l, err := w.claim(ctx)
 		if err != nil && !errors.Is(err, errHeld) {
