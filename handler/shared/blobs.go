@@ -152,7 +152,7 @@ func (f *fill) find(ctx context.Context, offset, end int64) *source {
 		f.setWay(direct)
 		return nil
 	}
-	f.watch = newWatch(f.tier, "blob " + f.digest.String())
+	f.watch = newWatch(f.tier, "blob "+f.digest.String())
 	f.within(ctx, f.lease)
 	return nil
 }

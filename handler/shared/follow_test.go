@@ -32,7 +32,7 @@ func TestOneFetchForTheFleet(t *testing.T) {
 		"small parts":        {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, false, 1.5, false},
 		"size is known":      {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, true, 1.5, false},
 		"one part":           {200 << 10, 200 << 10, sizes{256 << 10, 100 << 10}, false, 2.5, false},
-		"in segments":        {48 << 20, 12 << 20, sizes{partSize, leastLeased}, true, 2, false},
+		"in segments":        {36 << 20, 12 << 20, sizes{partSize, leastLeased}, true, 2, false},
 		"upstream, no parts": {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, false, 1.5, true},
 	} {
 		bubble(t, name, func(t *testing.T) {

@@ -70,7 +70,7 @@ func (t *Tier) request(ctx context.Context, op string, limit time.Duration, do f
 // breakerOf is the breaker for what op is: reading or writing.
 func (t *Tier) breakerOf(op string) *breaker {
 	switch op {
-	case "get", "head", "list":
+	case "get", "head", "list", "sign":
 		return &t.reads
 	default:
 		return &t.writes

@@ -73,15 +73,13 @@ type sizes struct{ part, leased int64 }
 // close. The store is not asked for anything yet.
 func New(cfg Config) *Tier {
 	t := &Tier{
-		store:   cfg.Store,
-		cfg:     cfg,
-		log:     cfg.Logger,
-		holder:  rand.Text(),
-		sizes:   sizes{part: partSize, leased: leastLeased},
-		queue:   queue{keys: make(chan string, maxQueued), do: make(map[string]func(context.Context) error)},
-		count:   counters{requests: make(map[request]int64)},
-		known:   known{versions: make(map[digest.Digest]string)},
-		doubted: known{versions: make(map[digest.Digest]string)},
+		store:  cfg.Store,
+		cfg:    cfg,
+		log:    cfg.Logger,
+		holder: rand.Text(),
+		sizes:  sizes{part: partSize, leased: leastLeased},
+		queue:  queue{keys: make(chan string, maxQueued), do: make(map[string]func(context.Context) error)},
+		count:  counters{requests: make(map[request]int64)},
 	}
 	if t.log == nil {
 		t.log = zap.NewNop()
