@@ -239,6 +239,12 @@ func (c *Cache) run(f *fill) {
 	if c.over(f, kept, err) {
 		c.bury(f)
 	}
+	if err == nil && kept == nil {
+		err = ErrUnkept
+	}
+	if f.source.Ended != nil {
+		f.source.Ended(err)
+	}
 }
 
 // over takes the fill out of the map, and what it has kept into the index. It

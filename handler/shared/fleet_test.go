@@ -1,238 +1,270 @@
 package shared
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
-	"strings"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/zap/zaptest/observer"
 
+	"larder/blobcache"
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
-	"larder/manifestcache"
 )
 
-var errGone = errors.New("not found")
+const repository = "docker.io/library/alpine"
 
-const alpine = "docker.io/library/alpine"
+// origin is an upstream that has one blob, and notes what of it was sent.
+type origin struct {
+	data    []byte
+	digest  digest.Digest
+	rate    int64 // bytes per second of each body; 0: no limit
+	noRange bool
+	down    atomic.Bool
 
-// document is a manifest.
-type document struct {
-	mediaType string
-	body      []byte
-	digest    digest.Digest
+	mu   sync.Mutex
+	sent [][2]int64
+	asks int
 }
 
-func newDocument(mediaType, body string) document {
-	return document{mediaType, []byte(body), digest.FromString(body)}
+func newOrigin(size int) *origin {
+	data := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{byte(size), byte(size >> 8), byte(size >> 16)}).Read(data)
+	return &origin{data: data, digest: digest.FromBytes(data)}
 }
 
-func newImage(name string) document {
-	return newDocument(ocispec.MediaTypeImageManifest, fmt.Sprintf(`{"mediaType":%q,"layers":[{"digest":%q}]}`, ocispec.MediaTypeImageManifest, digest.FromString(name)))
-}
-
-func newIndex(images ...document) document {
-	var list []string
-	for _, d := range images {
-		list = append(list, fmt.Sprintf(`{"digest":%q}`, d.digest))
-	}
-	return newDocument(ocispec.MediaTypeImageIndex, `{"manifests":[`+strings.Join(list, ",")+`]}`)
-}
-
-// registry is one repository upstream, which every node asks.
-type registry struct {
-	latency time.Duration
-
-	mu    sync.Mutex
-	docs  map[string]document // by tag and by digest
-	err   error               // instead of an answer
-	asked []string
-}
-
-func newRegistry() *registry { return &registry{docs: make(map[string]document)} }
-
-func (r *registry) push(d document, tags ...string) document {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, reference := range append(tags, d.digest.String()) {
-		r.docs[reference] = d
-	}
-	return d
-}
-
-func (r *registry) remove(reference string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.docs, reference)
-}
-
-func (r *registry) stop(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.err = err
-}
-
-// HeadManifest implements manifestcache.Upstream.
-func (r *registry) HeadManifest(_ context.Context, reference string) (ocispec.Descriptor, error) {
-	d, err := r.answer("HEAD", reference)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	return ocispec.Descriptor{MediaType: d.mediaType, Digest: d.digest, Size: int64(len(d.body))}, nil
-}
-
-// GetManifest implements manifestcache.Upstream.
-func (r *registry) GetManifest(_ context.Context, reference string) (ocispec.Descriptor, []byte, error) {
-	d, err := r.answer("GET", reference)
-	return ocispec.Descriptor{MediaType: d.mediaType, Digest: d.digest}, d.body, err
-}
-
-func (r *registry) answer(method, reference string) (document, error) {
-	time.Sleep(r.latency)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.asked = append(r.asked, method)
-	d, ok := r.docs[reference]
+func (o *origin) fetch(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
+	o.mu.Lock()
+	o.asks++
+	o.mu.Unlock()
+	size := int64(len(o.data))
 	switch {
-	case r.err != nil:
-		return document{}, r.err
-	case !ok:
-		return document{}, errGone
+	case o.down.Load():
+		return nil, 0, errors.New("upstream is down")
+	case o.noRange && offset > 0:
+		return nil, 0, blobcache.ErrNoRange
 	}
-	return d, nil
+	end := size
+	if length >= 0 && !o.noRange {
+		end = min(offset+length, size)
+	}
+	return io.NopCloser(&originBody{o, ctx, min(offset, size), end}), size, nil
 }
 
-// wantAsked checks what upstream was asked since the last time, by anybody.
-func (r *registry) wantAsked(t *testing.T, want ...string) {
-	t.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if fmt.Sprint(r.asked) != fmt.Sprint(want) {
-		t.Errorf("upstream was asked %q, want %q", r.asked, want)
-	}
-	r.asked = nil
+type originBody struct {
+	o       *origin
+	ctx     context.Context
+	at, end int64
 }
 
-func (r *registry) count(method string) (n int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, m := range r.asked {
-		if m == method {
-			n++
+func (b *originBody) Read(p []byte) (int, error) {
+	n := copy(p[:min(len(p), 64<<10)], b.o.data[b.at:b.end])
+	if n == 0 {
+		return 0, io.EOF
+	}
+	if b.o.rate > 0 {
+		select {
+		case <-time.After(time.Duration(n) * time.Second / time.Duration(b.o.rate)):
+		case <-b.ctx.Done():
+			return 0, context.Cause(b.ctx)
 		}
 	}
+	if b.o.down.Load() {
+		return 0, errors.New("upstream went down")
+	}
+	b.o.mu.Lock()
+	b.o.sent = append(b.o.sent, [2]int64{b.at, b.at + int64(n)})
+	b.o.mu.Unlock()
+	b.at += int64(n)
+	return n, nil
+}
+
+// traffic is how many bytes were sent, and how many of them more than once.
+func (o *origin) traffic() (sent, again int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	slices.SortFunc(o.sent, func(a, b [2]int64) int { return cmp.Compare(a[0], b[0]) })
+	end := int64(0)
+	for _, piece := range o.sent {
+		sent += piece[1] - piece[0]
+		again += max(min(end, piece[1])-piece[0], 0)
+		end = max(end, piece[1])
+	}
+	return sent, again
+}
+
+// wantSent checks what upstream has sent so far.
+func (o *origin) wantSent(t *testing.T, want int64) {
+	t.Helper()
+	if sent, again := o.traffic(); sent != want || again != 0 && want <= int64(len(o.data)) {
+		t.Errorf("upstream has sent %d bytes, %d of them again; want %d", sent, again, want)
+	}
+}
+
+// reach is a node's way to the store, which is cut when the node dies.
+type reach struct {
+	store.Store
+	dead atomic.Bool
+}
+
+var errDead = errors.New("this node is dead")
+
+func (r *reach) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, store.Info, error) {
+	if r.dead.Load() {
+		return nil, store.Info{}, errDead
+	}
+	return r.Store.Get(ctx, key, offset, length)
+}
+
+func (r *reach) Put(ctx context.Context, key string, content io.ReadSeeker, label store.Label) error {
+	if r.dead.Load() {
+		return errDead
+	}
+	return r.Store.Put(ctx, key, content, label)
+}
+
+func (r *reach) Replace(ctx context.Context, key string, content []byte, version string) (string, error) {
+	if r.dead.Load() {
+		return "", errDead
+	}
+	return r.Store.Replace(ctx, key, content, version)
+}
+
+func (r *reach) Compose(ctx context.Context, key string, parts []string, label store.Label) error {
+	if r.dead.Load() {
+		return errDead
+	}
+	return r.Store.Compose(ctx, key, parts, label)
+}
+
+func (r *reach) Delete(ctx context.Context, key string) error {
+	if r.dead.Load() {
+		return errDead
+	}
+	return r.Store.Delete(ctx, key)
+}
+
+// machine is a node with a cache of its own.
+type machine struct {
+	*Tier
+	cache *blobcache.Cache
+	logs  *observer.ObservedLogs
+	reach *reach
+	size  int64 // as its manifests say; -1: they don't
+}
+
+// newMachine makes a node with a cache in dir. Its parts are small.
+func newMachine(t *testing.T, m *storetest.Model, dir string, change func(*Config)) *machine {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &machine{reach: &reach{Store: m}, size: -1}
+	n.cache, err = blobcache.Open(root, blobcache.Config{Connections: 4, Linger: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Tier, n.logs = node(t, m, func(c *Config) {
+		c.Store, c.Open = n.reach, n.open
+		if change != nil {
+			change(c)
+		}
+	})
+	n.sizes = sizes{part: 256 << 10, leased: 512 << 10}
+	t.Cleanup(func() { n.cache.Close() }) // before the tier's
 	return n
 }
 
-// larder is a node's cache of manifests. It is one of a fleet.
-type larder struct {
-	*manifestcache.Cache
-	tier *Tier
-	t    *testing.T
-	up   *registry
+func (n *machine) open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, int64, error) {
+	b, err := n.cache.Follow(ctx, d)
+	if err == nil && b == nil {
+		err = errors.New("not here")
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return b.Content, b.Size, nil
 }
 
-// join adds a node to the fleet that shares m. Either config may be changed.
-func join(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, change func(*Config, *manifestcache.Config)) *larder {
-	t.Helper()
-	cfg := manifestcache.Config{
-		TTL: 7 * 24 * time.Hour, TagTTL: tagTTL,
-		StaleIf: func(err error) bool { return errors.Is(err, errDown) || errors.Is(err, manifestcache.ErrDigest) },
-		GoneIf:  func(err error) bool { return errors.Is(err, errGone) },
+// get pulls o's blob, as a client does, and says what was read of it.
+func (n *machine) get(o *origin) (data []byte, err error) {
+	fetch, ended := n.Blob(repository, o.digest, n.size, Whole, o.fetch)
+	b, err := n.cache.GetRange(context.Background(), o.digest, 0, -1, blobcache.Source{Fetch: fetch, Ended: ended})
+	if err != nil {
+		return nil, err
 	}
-	tier, _ := node(t, m, func(c *Config) {
-		c.TagTTL, c.ManifestTTL = cfg.TagTTL, cfg.TTL
-		if change != nil {
-			change(c, &cfg)
+	defer b.Content.Close()
+	return io.ReadAll(b.Content)
+}
+
+// pull is get for what has to succeed, and how long it took.
+func (n *machine) pull(t *testing.T, o *origin) (took time.Duration) {
+	t.Helper()
+	began := time.Now()
+	data, err := n.get(o)
+	if err != nil || !bytes.Equal(data, o.data) {
+		t.Errorf("pulled %d of %d bytes, %v", len(data), len(o.data), err)
+	}
+	return time.Since(began)
+}
+
+// pullAll has all nodes pull at once, and returns how long that took.
+func pullAll(t *testing.T, nodes []*machine, o *origin) time.Duration {
+	t.Helper()
+	began := time.Now()
+	var all sync.WaitGroup
+	for _, n := range nodes {
+		all.Go(func() { n.pull(t, o) })
+	}
+	all.Wait()
+	return time.Since(began)
+}
+
+// settled waits until everything that goes on in the background is done.
+func settled() {
+	time.Sleep(time.Minute)
+	synctest.Wait()
+}
+
+// wantShared checks that the tier has the blob, and nothing that is left of fetching it.
+func wantShared(t *testing.T, m *storetest.Model, o *origin) {
+	t.Helper()
+	want := []string{blobKey(o.digest), versionKey}
+	if keys := m.Keys(); !slices.Equal(keys, want) {
+		t.Errorf("the store has %v, want %v", keys, want)
+	} else if read(t, m, blobKey(o.digest)) != string(o.data) {
+		t.Error("other bytes were shared")
+	}
+	if info, err := m.Head(context.Background(), blobKey(o.digest)); err != nil || info.Digest != o.digest || info.Length != int64(len(o.data)) {
+		t.Errorf("labelled %v %d, %v", info.Digest, info.Length, err)
+	}
+}
+
+// quick is a store some milliseconds away.
+func quick() *storetest.Model {
+	return &storetest.Model{SmallParts: true, Latency: func(op storetest.Op) time.Duration {
+		if op == storetest.Read {
+			return 100 * time.Microsecond
 		}
-	})
-	cfg.Shared = tier
-	root, err := os.OpenRoot(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache, err := manifestcache.Open(root, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var run sync.WaitGroup
-	run.Go(func() { _ = cache.Run(ctx) })
-	t.Cleanup(func() {
-		cancel()
-		run.Wait()
-		cache.Close()
-	})
-	synctest.Wait()
-	return &larder{cache, tier, t, up}
+		return 5 * time.Millisecond
+	}}
 }
 
-// pull gets a tag or a digest of alpine.
-func (l *larder) pull(reference string) (*manifestcache.Manifest, error) {
-	return l.pullFrom(alpine, reference)
-}
-
-func (l *larder) pullFrom(repository, reference string) (*manifestcache.Manifest, error) {
-	if d := digest.Digest(reference); d.Validate() == nil {
-		return l.ByDigest(l.t.Context(), repository, d, l.up)
+func sizesOf(f func(t *testing.T, o *origin), t *testing.T) {
+	for _, size := range []int{0, 1, 10 << 10, 100 << 10, 256 << 10, 600 << 10, 1 << 20, 1<<20 + 7} {
+		bubble(t, fmt.Sprint(size), func(t *testing.T) { f(t, newOrigin(size)) })
 	}
-	return l.ByTag(l.t.Context(), repository, reference, l.up)
-}
-
-// want pulls and checks what comes, and lets what that has set off come to its end.
-func (l *larder) want(reference string, want document, outcome manifestcache.Outcome) *manifestcache.Manifest {
-	l.t.Helper()
-	return l.wantFrom(alpine, reference, want, outcome)
-}
-
-func (l *larder) wantFrom(repository, reference string, want document, outcome manifestcache.Outcome) *manifestcache.Manifest {
-	l.t.Helper()
-	m, err := l.pullFrom(repository, reference)
-	if err != nil {
-		l.t.Fatalf("%s: %v, want %v", reference, err, outcome)
-	}
-	content, err := l.Content(m)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer content.Close()
-	body, err := io.ReadAll(content)
-	if err != nil || m.Digest != want.digest || m.MediaType != want.mediaType || string(body) != string(want.body) {
-		l.t.Errorf("%s: %s %s of %d bytes (%v), want %s %s of %d", reference, m.Digest, m.MediaType, len(body), err, want.digest, want.mediaType, len(want.body))
-	}
-	if m.Outcome != outcome {
-		l.t.Errorf("%s: %v, want %v", reference, m.Outcome, outcome)
-	}
-	synctest.Wait()
-	return m
-}
-
-func (l *larder) wantError(reference string, want error) {
-	l.t.Helper()
-	if m, err := l.pull(reference); !errors.Is(err, want) {
-		l.t.Errorf("%s: %v, %v; want %v", reference, m, err, want)
-	}
-	synctest.Wait()
-}
-
-// overwrite puts something else in the place of an object.
-func overwrite(t *testing.T, m *storetest.Model, key string, content []byte) {
-	t.Helper()
-	if _, err := m.Head(t.Context(), key); err != nil {
-		t.Fatalf("%s: %v", key, err)
-	}
-	put(t, m, key, content)
-}
-
-func exists(m *storetest.Model, key string) bool {
-	_, err := m.Head(context.Background(), key)
-	return !errors.Is(err, store.ErrNotExist)
 }

@@ -24,7 +24,9 @@ func node(t *testing.T, m *storetest.Model, change func(*Config)) (*Tier, *obser
 	core, logs := observer.New(zapcore.InfoLevel)
 	cfg := Config{
 		Store: m, Timeout: timeout, Wait: 30 * time.Second, Logger: zap.New(core),
-		Open: func(context.Context, digest.Digest) (io.ReadSeekCloser, int64, error) { return nil, 0, errors.New("no such blob") },
+		Open: func(context.Context, digest.Digest) (io.ReadSeekCloser, int64, error) {
+			return nil, 0, errors.New("no such blob")
+		},
 	}
 	if change != nil {
 		change(&cfg)

@@ -1,7 +1,6 @@
 package shared
 
 import (
-	"context"
 	"sync"
 	"time"
 )
@@ -41,42 +40,4 @@ func (s *stated) forget(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.last, key)
-}
-
-// budget is how much time is left for what is asked of the tier for one question. It
-// is used by one goroutine at a time.
-type budget struct {
-	left    time.Duration
-	running bool
-}
-
-type budgetKey struct{}
-
-// Question implements manifestcache.Shared.
-func (t *Tier) Question(ctx context.Context) context.Context {
-	return context.WithValue(ctx, budgetKey{}, &budget{left: t.cfg.Timeout})
-}
-
-// within is a context for a request, or some, that a question takes, of which end is
-// to be called. ok is false if there is nothing to ask: the repository is not shared,
-// or the question has taken too long already.
-func (t *Tier) within(ctx context.Context, repository string) (_ context.Context, end func(), ok bool) {
-	b, _ := ctx.Value(budgetKey{}).(*budget)
-	if b == nil {
-		b = &budget{left: t.cfg.Timeout}
-	}
-	if !t.covers(repository) || b.left <= 0 {
-		return ctx, func() {}, false
-	}
-	if b.running { // in a claim
-		return ctx, func() {}, ctx.Err() == nil
-	}
-	b.running = true
-	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, b.left, errSlow)
-	return ctx, func() {
-		cancel()
-		b.left -= time.Since(began)
-		b.running = false
-	}, true
 }

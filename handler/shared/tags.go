@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	maxManifest = 8 << 20  // as upstreams may send
-	maxHeader   = 4 << 10  // the line before it
-	maxFact     = 16 << 10 // what a tag points at, or a right
+	maxManifest   = 8 << 20   // as upstreams may send
+	smallManifest = 256 << 10 // hardly any is larger
+	maxHeader     = 4 << 10   // the line before it
+	maxFact       = 16 << 10  // what a tag points at, or a right
 
 	// restate is how often at most what is in the tier already is written anew: its
 	// lifecycle rules count from there, and its times.
@@ -106,7 +107,7 @@ func (t *Tier) found(key string, err error) bool {
 		return true
 	}
 	t.stated.forget(key)
-	if errors.Is(err, errDamaged) {
+	if errors.Is(err, errDamaged) || errors.Is(err, errTooLarge) {
 		t.log.Warn("an object in the shared store is damaged; it is replaced when upstream has answered", zap.String("key", key), zap.Error(err))
 	}
 	return false
@@ -122,7 +123,10 @@ func (t *Tier) Manifest(ctx context.Context, repository string, d digest.Digest)
 	key := manifestKey(d)
 	// Whoever asks does not have it: if it is wrong, it has to be written anew.
 	t.stated.forget(key)
-	data, _, err := t.read(ctx, key, maxHeader+maxManifest)
+	data, _, err := t.read(ctx, key, maxHeader+smallManifest)
+	if errors.Is(err, errTooLarge) && t.takeRoom(ctx) {
+		data, _, err = t.read(ctx, key, maxHeader+maxManifest)
+	}
 	if err == nil {
 		mediaType, body, err = decodeManifest(data)
 	}
