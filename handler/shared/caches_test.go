@@ -155,7 +155,7 @@ func join(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, 
 		}
 	})
 	cfg.Shared = tier
-	root, err := os.OpenRoot(t.TempDir())
+	root, err := os.OpenRoot(memoryDir(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,6 +173,16 @@ func join(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, 
 	})
 	synctest.Wait()
 	return &larder{cache, tier, t, up}
+}
+
+// memoryDir is a directory in memory if there is such a thing.
+func memoryDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "larder-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // pull gets a tag or a digest of alpine.
@@ -230,6 +240,20 @@ func overwrite(t *testing.T, m *storetest.Model, key string, content []byte) {
 		t.Fatalf("%s: %v", key, err)
 	}
 	put(t, m, key, content)
+}
+
+// objectAt is what is in the place of an object; nil: nothing.
+func objectAt(t *testing.T, m *storetest.Model, key string) []byte {
+	t.Helper()
+	content, _, err := m.Get(t.Context(), key, 0, -1)
+	if err != nil {
+		return nil
+	}
+	data, err := io.ReadAll(content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 func exists(m *storetest.Model, key string) bool {

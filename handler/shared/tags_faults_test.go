@@ -53,10 +53,7 @@ func TestWhatIsWrongInTheTierIsNeverServedAndIsReplaced(t *testing.T) {
 				up.push(img, "1")
 				join(t, m, up, time.Hour, nil).want("1", img, miss)
 				up.wantAsked(t, "HEAD", "GET")
-				was, _, err := node1(t, m).read(t.Context(), test.key, 16<<20)
-				if err != nil {
-					t.Fatal(err)
-				}
+				was := objectAt(t, m, test.key)
 				overwrite(t, m, test.key, test.change(bytes.Clone(was)))
 
 				b := join(t, m, up, time.Hour, nil)
@@ -76,20 +73,14 @@ func TestWhatIsWrongInTheTierIsNeverServedAndIsReplaced(t *testing.T) {
 				if test.key == tag && reference != "1" {
 					return // nobody has looked at it
 				}
-				if now, _, err := node1(t, m).read(t.Context(), test.key, 16<<20); err != nil || !bytes.Equal(now, was) {
-					t.Errorf("in the tier is %q (%v), want again %q", now[:min(len(now), 500)], err, was)
+				if now := objectAt(t, m, test.key); !bytes.Equal(now, was) {
+					t.Errorf("in the tier is %q, want again %q", now[:min(len(now), 500)], was)
 				}
 				up.stop(errDown)
 				join(t, m, up, time.Hour, nil).want(reference, img, shared)
 			})
 		}
 	}
-}
-
-// node1 is a tier that has nothing to do with the test's.
-func node1(t *testing.T, m *storetest.Model) *Tier {
-	tier, _ := node(t, m, nil)
-	return tier
 }
 
 func TestPullsGoOnWithoutTheTier(t *testing.T) {
