@@ -136,6 +136,7 @@ func (r *registry) count(method string) (n int) {
 type larder struct {
 	*manifestcache.Cache
 	tier *Tier
+	dir  string
 	t    *testing.T
 	up   *registry
 }
@@ -155,7 +156,8 @@ func join(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, 
 		}
 	})
 	cfg.Shared = tier
-	root, err := os.OpenRoot(memoryDir(t))
+	dir := memoryDir(t)
+	root, err := os.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +174,7 @@ func join(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, 
 		cache.Close()
 	})
 	synctest.Wait()
-	return &larder{cache, tier, t, up}
+	return &larder{cache, tier, dir, t, up}
 }
 
 // memoryDir is a directory in memory if there is such a thing.

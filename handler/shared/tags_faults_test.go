@@ -3,6 +3,8 @@ package shared
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -81,6 +83,24 @@ func TestWhatIsWrongInTheTierIsNeverServedAndIsReplaced(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestNodeThatWroteAManifestReplacesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, up := new(storetest.Model), newRegistry()
+		img := up.push(newImage("1"), "1")
+		a := join(t, m, up, 0, nil)
+		a.want("1", img, miss)
+		was := objectAt(t, m, manifestKey(img.digest))
+		overwrite(t, m, manifestKey(img.digest), encodeManifest(img.mediaType, newImage("2").body))
+		if err := os.RemoveAll(filepath.Join(a.dir, "sha256")); err != nil {
+			t.Fatal(err)
+		}
+		a.want("1", img, miss)
+		if now := objectAt(t, m, manifestKey(img.digest)); !bytes.Equal(now, was) {
+			t.Errorf("in the tier is %q, want %q", now, was)
+		}
+	})
 }
 
 func TestPullsGoOnWithoutTheTier(t *testing.T) {

@@ -65,17 +65,18 @@ func TestNodePullsWhatAnotherHasCachedWithUpstreamStopped(t *testing.T) {
 }
 
 func TestAnswerOfOneNodeServesTheFleetWithinTagTTL(t *testing.T) {
+	const ttl = 6 * time.Minute
 	synctest.Test(t, func(t *testing.T) {
 		m, up := new(storetest.Model), newRegistry()
 		img := up.push(newImage("1"), "1")
-		a, b, c, d := join(t, m, up, time.Hour, nil), join(t, m, up, time.Hour, nil), join(t, m, up, time.Hour, nil), join(t, m, up, time.Hour, nil)
+		a, b, c, d := join(t, m, up, ttl, nil), join(t, m, up, ttl, nil), join(t, m, up, ttl, nil), join(t, m, up, ttl, nil)
 		a.want("1", img, miss)
 		up.wantAsked(t, "HEAD", "GET")
-		time.Sleep(40 * time.Minute)
+		time.Sleep(2 * ttl / 3)
 		b.want("1", img, shared)
-		time.Sleep(20*time.Minute - 1)
+		time.Sleep(ttl/3 - 1)
 		b.want("1", img, hit)
-		if got := c.want("1", img, shared); got.Age != time.Hour-1 {
+		if got := c.want("1", img, shared); got.Age != ttl-1 {
 			t.Errorf("of age %v, want that of the only answer", got.Age)
 		}
 		up.wantAsked(t)
@@ -167,6 +168,29 @@ func TestTagDoesNotOutliveTheRightToItsManifest(t *testing.T) {
 	})
 }
 
+func TestWhatAnotherNodeHeardBeforeIsNoNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, up := new(storetest.Model), newRegistry()
+		img := up.push(newImage("1"), "1", "2")
+		a, b := join(t, m, up, time.Hour, nil), join(t, m, up, time.Hour, nil)
+		a.want("1", img, miss)
+		a.want("2", img, current)
+		time.Sleep(50 * time.Minute)
+		if _, err := b.Revalidate(t.Context(), alpine, "1", up); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		heard := time.Now()
+		time.Sleep(time.Minute)
+		if got := b.want("2", img, shared); got.Age != 51*time.Minute {
+			t.Errorf("of age %v, want that of what upstream told the other node", got.Age)
+		}
+		if _, at := b.Right(alpine, img.digest); !at.Equal(heard) {
+			t.Errorf("the right is of %v, want %v, when upstream last said so", at, heard)
+		}
+	})
+}
+
 func TestRightsAreNotSharedMoreWidelyThanOnOneNode(t *testing.T) {
 	const private = "docker.io/org/private"
 	synctest.Test(t, func(t *testing.T) {
@@ -234,36 +258,52 @@ func TestColdHerdCostsUpstreamLittle(t *testing.T) {
 	tests := map[string]struct {
 		reference   string
 		tagTTL      time.Duration
-		heads, gets int // at most
+		put         time.Duration // to write an object
+		heads, gets int           // at most
 	}{
-		"tag":                        {"1", time.Minute, 1, 1},
-		"tag that is always current": {"1", 0, nodes, 1},
-		"digest":                     {img.digest.String(), time.Minute, 0, 1},
+		"tag":                        {"1", time.Minute, 5 * time.Millisecond, 1, 1},
+		"tag that is always current": {"1", 0, 5 * time.Millisecond, nodes, 1},
+		"digest":                     {img.digest.String(), time.Minute, 5 * time.Millisecond, 0, 1},
+		"tag, slow to write":         {"1", time.Minute, 250 * time.Millisecond, 1, 1},
 	}
 	for name, test := range tests {
 		bubble(t, name, func(t *testing.T) {
-			m, up := &storetest.Model{Latency: func(storetest.Op) time.Duration { return 5 * time.Millisecond }}, newRegistry()
+			m, up := new(storetest.Model), newRegistry()
+			m.Latency = func(op storetest.Op) time.Duration {
+				if op == storetest.Put {
+					return test.put
+				}
+				return 5 * time.Millisecond
+			}
 			up.latency = 150 * time.Millisecond
 			up.push(img, "1")
-			var all sync.WaitGroup
+			var fleet []*larder
 			for range nodes {
-				l := join(t, m, up, test.tagTTL, nil)
-				all.Go(func() {
-					if got, err := l.pull(test.reference); err != nil || got.Digest != img.digest {
-						t.Errorf("%v, %v", got, err)
-					}
-				})
+				fleet = append(fleet, join(t, m, up, test.tagTTL, nil))
 			}
-			began := time.Now()
-			all.Wait()
-			if took := time.Since(began); took > 1500*time.Millisecond {
-				t.Errorf("took %v", took)
+			pull := func(heads, gets int) {
+				t.Helper()
+				began := time.Now()
+				var all sync.WaitGroup
+				for _, l := range fleet {
+					all.Go(func() {
+						if got, err := l.pull(test.reference); err != nil || got.Digest != img.digest {
+							t.Errorf("%v, %v", got, err)
+						}
+					})
+				}
+				all.Wait()
+				if took := time.Since(began); took > timeout {
+					t.Errorf("took %v", took)
+				}
+				if h, g := up.count("HEAD"), up.count("GET"); h > heads || g > gets {
+					t.Errorf("%d HEADs and %d GETs, want at most %d and %d", h, g, heads, gets)
+				}
+				time.Sleep(5 * time.Second)
 			}
-			if heads, gets := up.count("HEAD"), up.count("GET"); heads > test.heads || gets > test.gets {
-				t.Errorf("%d HEADs and %d GETs, want at most %d and %d", heads, gets, test.heads, test.gets)
-			}
-			synctest.Wait()
-			time.Sleep(time.Second)
+			pull(test.heads, test.gets)
+			time.Sleep(test.tagTTL) // all have it, and want to know whether it is current
+			pull(2*test.heads, test.gets)
 			for _, key := range m.Keys() {
 				if strings.HasPrefix(key, leasesPrefix) {
 					t.Errorf("%s is still there", key)
