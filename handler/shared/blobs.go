@@ -54,6 +54,7 @@ type fill struct {
 	size      int64         // -1: not known
 	decided   chan struct{} // closed when way is known; nil: nobody has asked
 	debt      time.Duration // what the store has cost beyond what the bytes need
+	spent     time.Time     // when that was last reckoned
 	used      bool          // bytes have come from the tier
 	version   string        // of the object they came from; "": of none
 	over      bool          // the fill has ended
@@ -153,7 +154,9 @@ func (f *fill) find(ctx context.Context, offset, end int64) *source {
 		return nil
 	}
 	f.watch = newWatch(f.tier, "blob "+f.digest.String())
-	f.within(ctx, f.lease)
+	began := time.Now()
+	_ = f.within(ctx, f.lease)
+	f.spend(began, 0)
 	return nil
 }
 
@@ -165,7 +168,10 @@ func (f *fill) openObject(ctx context.Context, offset, end int64) (*source, erro
 	src, info, err := f.openStored(ctx, blobKey(f.digest), offset, end-offset)
 	if errors.Is(err, store.ErrRange) { // it ends before; whether it should, its size tells
 		src = &source{ReadCloser: http.NoBody}
-		f.within(ctx, func(ctx context.Context) { info, err = f.tier.head(ctx, blobKey(f.digest)) })
+		err = f.within(ctx, func(ctx context.Context) (err error) {
+			info, err = f.tier.head(ctx, blobKey(f.digest))
+			return err
+		})
 	}
 	if err != nil {
 		return nil, err
@@ -269,10 +275,16 @@ func (f *fill) left() time.Duration {
 	return f.tier.cfg.Timeout - f.debt
 }
 
-// spend notes that the store has taken so long, for n bytes. What it takes longer
-// than it should for some it may make good with others, but not before.
-func (f *fill) spend(took time.Duration, n int) {
+// spend notes that the store has been waited for since began, and has brought n bytes.
+// What it takes too long for some it may make good with others, but not before. Who
+// waits at the same time waits once.
+func (f *fill) spend(began time.Time, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.debt = max(f.debt+took-time.Duration(n)*time.Second/leastRate, 0)
+	now := time.Now()
+	if f.spent.After(began) {
+		began = f.spent
+	}
+	f.debt = max(f.debt+now.Sub(began)-time.Duration(n)*time.Second/leastRate, 0)
+	f.spent = now
 }

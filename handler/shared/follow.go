@@ -34,13 +34,17 @@ func (p *progress) note(r record) {
 	p.parts, p.have = r.Parts, r.Have
 }
 
-// within has do ask the store, for no longer than it may cost the fill.
-func (f *fill) within(ctx context.Context, do func(ctx context.Context)) {
+// within has do ask the store, for no longer than it may cost the fill. What fails was
+// waited for in vain.
+func (f *fill) within(ctx context.Context, do func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, f.left(), errSlow)
 	defer cancel()
 	began := time.Now()
-	do(ctx)
-	f.spend(time.Since(began), 0)
+	err := do(ctx)
+	if err != nil {
+		f.spend(began, 0)
+	}
+	return err
 }
 
 // await waits until there is something new to know of who fetches the blob. Of those
@@ -60,7 +64,7 @@ func (f *fill) await(ctx context.Context) error {
 	}
 	err := pause(ctx, looks)
 	if err == nil {
-		f.within(ctx, f.look)
+		_ = f.within(ctx, f.look) // it has drawn its conclusions
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,7 +75,7 @@ func (f *fill) await(ctx context.Context) error {
 }
 
 // look looks what has become of the lease.
-func (f *fill) look(ctx context.Context) {
+func (f *fill) look(ctx context.Context) error {
 	err := f.watch.look(ctx)
 	switch {
 	case errors.Is(err, errOut), errors.Is(err, errVersion), f.left() <= 0:
@@ -79,25 +83,28 @@ func (f *fill) look(ctx context.Context) {
 	case err != nil: // once is nothing
 	case !f.watch.there && f.isThere(ctx): // who had it has brought the blob
 	case f.watch.isFree():
-		f.lease(ctx)
+		return f.lease(ctx)
 	default:
 		f.follow()
 	}
+	return err
 }
 
 // lease takes the lease, if it is free, or follows who has it.
-func (f *fill) lease(ctx context.Context) {
+func (f *fill) lease(ctx context.Context) error {
 	l, err := f.watch.claim(ctx)
 	switch {
 	case errors.Is(err, errHeld):
 		f.follow()
 	case err != nil:
 		f.setWay(direct)
+		return err
 	case f.isThere(ctx): // whoever had the lease until now has brought it
 		l.release()
 	default:
 		f.hold(l)
 	}
+	return nil
 }
 
 // isThere looks whether the blob is in the tier as a whole by now, and takes it then.
@@ -166,7 +173,10 @@ func (f *fill) goesOn(r record) bool {
 func (f *fill) partGone(ctx context.Context, err error) error {
 	found := false
 	if errors.Is(err, store.ErrNotExist) {
-		f.within(ctx, func(ctx context.Context) { found = f.isThere(ctx) })
+		_ = f.within(ctx, func(ctx context.Context) error {
+			found = f.isThere(ctx)
+			return nil
+		})
 	}
 	if err != nil && !found {
 		f.setWay(direct)

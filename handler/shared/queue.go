@@ -2,6 +2,7 @@ package shared
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,9 +34,25 @@ func (t *Tier) enqueue(key string, do func(ctx context.Context) error) {
 	waits := q.do[key] != nil
 	q.do[key] = do
 	q.mu.Unlock()
-	if waits {
-		return
+	if !waits {
+		q.push(key)
 	}
+}
+
+// putBack queues again what could not be done yet, unless there is something newer.
+func (q *queue) putBack(key string, do func(ctx context.Context) error) {
+	q.mu.Lock()
+	waits := q.do[key] != nil
+	if !waits {
+		q.do[key] = do
+	}
+	q.mu.Unlock()
+	if !waits {
+		q.push(key)
+	}
+}
+
+func (q *queue) push(key string) {
 	select {
 	case q.keys <- key:
 	default:
@@ -69,8 +86,9 @@ func (t *Tier) write(ctx context.Context) error {
 		}
 		select {
 		case key := <-t.queue.keys:
-			if do := t.queue.take(key); do != nil {
-				_ = do(ctx)
+			do := t.queue.take(key)
+			if do != nil && errors.Is(do(ctx), errOut) {
+				t.queue.putBack(key, do)
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
