@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,9 +80,9 @@ func TestSlowTierCostsItsTimeoutOnce(t *testing.T) {
 // breaking is a store whose bodies break or stall after n bytes in all.
 func breaking(n int64, stall bool) (m *storetest.Model, arm func()) {
 	m = quick()
-	armed := false
+	var armed atomic.Bool
 	latency := m.Latency
-	broken := func(op storetest.Op) bool { return armed && op == storetest.Read && m.Count().Out >= n }
+	broken := func(op storetest.Op) bool { return armed.Load() && op == storetest.Read && m.Count().Out >= n }
 	m.Latency = func(op storetest.Op) time.Duration {
 		if stall && broken(op) {
 			return time.Hour
@@ -96,7 +97,7 @@ func breaking(n int64, stall bool) (m *storetest.Model, arm func()) {
 	}
 	return m, func() {
 		n += m.Count().Out
-		armed = true
+		armed.Store(true)
 	}
 }
 
@@ -109,8 +110,8 @@ func TestBodyOfTheTierThatBreaksIsGoneOnWithFromUpstream(t *testing.T) {
 	}{
 		"breaks":                        {size: 2 << 20},
 		"stalls":                        {size: 2 << 20, stall: true},
-		"breaks, in segments":           {size: 48 << 20},
-		"stalls, in segments":           {size: 48 << 20, stall: true},
+		"breaks, in segments":           {size: 36 << 20},
+		"stalls, in segments":           {size: 36 << 20, stall: true},
 		"breaks, upstream has no parts": {size: 2 << 20, noRange: true, again: true},
 	}
 	for name, test := range tests {
