@@ -38,7 +38,7 @@ const (
 	stored        // from the blob's object in the tier
 	followed      // from the parts that another node puts there
 	held          // this node has the lease: from upstream, but for parts that were left
-	direct        // from upstream
+	direct        // from upstream, until the end
 )
 
 // fill is one blob on its way into the local cache. Several may fetch parts of it at
@@ -259,7 +259,15 @@ func (t *Tier) putBlob(ctx context.Context, d digest.Digest, content io.ReadSeek
 func (f *fill) setWay(w way) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.way = w
+	f.take(w)
+}
+
+// take takes a way, unless the tier has failed before. Needs mu.
+func (f *fill) take(w way) (taken bool) {
+	if f.way != direct {
+		f.way = w
+	}
+	return f.way == w
 }
 
 func (f *fill) knownSize() int64 {

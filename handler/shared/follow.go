@@ -115,17 +115,17 @@ func (f *fill) isThere(ctx context.Context) bool {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.way, f.size = stored, info.Size
-	return true
+	f.size = info.Size
+	return f.take(stored)
 }
 
 // hold has this node fetch the blob for all.
 func (f *fill) hold(l *lease) {
 	p := newPublisher(f.tier, f.digest, l)
 	f.mu.Lock()
-	begun := f.agree(l.record)
-	if begun = begun && !f.over; begun {
-		f.way, f.publisher, f.parts = held, p, l.record.Parts
+	begun := f.agree(l.record) && !f.over && f.take(held)
+	if begun {
+		f.publisher, f.parts = p, l.record.Parts
 	}
 	f.mu.Unlock()
 	if !begun || !f.tier.start(p.run) {
@@ -158,10 +158,13 @@ func (f *fill) follow() {
 func (f *fill) goesOn(r record) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.way != followed {
+	if f.way == undecided {
 		f.tier.count.followed.Add(1)
 	}
-	f.way, f.parts = followed, max(f.parts, r.Parts)
+	if !f.take(followed) {
+		return true // no more
+	}
+	f.parts = max(f.parts, r.Parts)
 	p := &f.progress
 	p.note(r)
 	late := time.Since(p.moved) >= f.tier.cfg.Wait || !f.used && time.Since(p.began) >= firstByte
