@@ -115,13 +115,20 @@ func (p *publisher) publish() (size int64, err error) {
 	if err := p.awaitEnd(); err != nil {
 		return size, err
 	}
-	err = p.tier.compose(p.ctx, blobKey(p.digest), p.partKeys(size), store.Label{Digest: p.digest, Size: size})
-	if err != nil {
-		return size, err
+	return size, p.compose(content, size)
+}
+
+// compose makes the blob of its parts. If the store can't, it gets all of it once more.
+func (p *publisher) compose(content io.ReadSeeker, size int64) error {
+	err := p.tier.compose(p.ctx, blobKey(p.digest), p.partKeys(size), store.Label{Digest: p.digest, Size: size})
+	if err == nil {
+		p.tier.isShared(p.digest)
+		return nil
 	}
-	p.tier.doubted.remove(p.digest)
-	p.tier.known.add(p.digest, "")
-	return size, nil
+	if _, err := content.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return p.tier.putBlob(p.ctx, p.digest, content, size)
 }
 
 // putPart waits until a part has arrived, and puts it: while it arrives, no request
