@@ -263,8 +263,12 @@ func quick() *storetest.Model {
 	}}
 }
 
-func sizesOf(f func(t *testing.T, o *origin), t *testing.T) {
-	for _, size := range []int{0, 1, 10 << 10, 100 << 10, 256 << 10, 600 << 10, 1 << 20, 1<<20 + 7} {
-		bubble(t, fmt.Sprint(size), func(t *testing.T) { f(t, newOrigin(size)) })
+// sizesOf runs a test with blobs of several sizes, which the nodes know beforehand or
+// don't (-1).
+func sizesOf(t *testing.T, test func(t *testing.T, o *origin, known int64)) {
+	t.Helper()
+	for _, size := range []int{0, 1, 10 << 10, 256 << 10, 600 << 10, 1 << 20, 1<<20 + 7} {
+		bubble(t, fmt.Sprint(size), func(t *testing.T) { test(t, newOrigin(size), int64(size)) })
+		bubble(t, fmt.Sprint(size, " unknown"), func(t *testing.T) { test(t, newOrigin(size), -1) })
 	}
 }

@@ -2,6 +2,7 @@ package shared
 
 import (
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -140,7 +141,7 @@ func TestSlowHolderIsWaitedForWhileItGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o := quick(), newOrigin(2<<20)
 		o.rate = 32 << 10 // a part takes 8 s, all of it a minute
-		nodes := machines(t, m, 5, nil)
+		nodes := machines(t, m, 5, func(c *Config) { c.Wait = 5 * time.Second })
 		pullAll(t, nodes, o)
 		o.wantSent(t, 2<<20)
 	})
@@ -179,8 +180,10 @@ func TestStoreWithoutConditionsIsUsedWithoutLeases(t *testing.T) {
 		m, o, next := quick(), newOrigin(1<<20), newOrigin(2<<20)
 		m.NoConditions = true
 		nodes := machines(t, m, 3, nil)
-		pullAll(t, nodes, o)
+		var both sync.WaitGroup
+		both.Go(func() { pullAll(t, nodes, o) })
 		pullAll(t, nodes, next)
+		both.Wait()
 		settled()
 		o.down.Store(true)
 		newMachine(t, m, t.TempDir(), nil).pull(t, o)

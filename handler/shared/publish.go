@@ -95,7 +95,7 @@ func (p *publisher) publish() (size int64, err error) {
 	if size < 0 {
 		return size, errors.New("size is not known yet")
 	}
-	p.lease.tell(size, p.lease.parts())
+	p.lease.has(size, 0)
 	if size <= p.tier.sizes.part {
 		if err := p.awaitEnd(); err != nil {
 			return size, err
@@ -107,6 +107,9 @@ func (p *publisher) publish() (size int64, err error) {
 		return size, err
 	}
 	for ; number*part < size; number++ {
+		if err := p.awaitPart(content, number, size); err != nil {
+			return size, err
+		}
 		if err := p.putPart(content, number, min(part, size-number*part)); err != nil {
 			return size, err
 		}
@@ -131,18 +134,24 @@ func (p *publisher) compose(content io.ReadSeeker, size int64) error {
 	return p.tier.putBlob(p.ctx, p.digest, content, size)
 }
 
-// putPart waits until a part has arrived, and puts it: while it arrives, no request
-// is kept waiting.
-func (p *publisher) putPart(content io.ReadSeeker, number, size int64) error {
-	start := number * p.tier.sizes.part
-	for n := int64(0); n < size; {
-		m, err := io.CopyN(io.Discard, content, min(1<<20, size-n))
+// awaitPart waits until a part has arrived: no request to the store is kept waiting for
+// that.
+func (p *publisher) awaitPart(content io.Reader, number, size int64) error {
+	part := p.tier.sizes.part
+	for pos, end := number*part, min(number*part+part, size); pos < end; {
+		n, err := io.CopyN(io.Discard, content, min(64<<10, end-pos))
 		if err != nil {
 			return err
 		}
-		n += m
-		p.lease.have(start + n)
+		pos += n
+		p.lease.has(size, pos)
 	}
+	return nil
+}
+
+// putPart puts a part, which content stands behind then.
+func (p *publisher) putPart(content io.ReadSeeker, number, size int64) error {
+	start := number * p.tier.sizes.part
 	if _, err := content.Seek(start, io.SeekStart); err != nil {
 		return err
 	}

@@ -206,12 +206,13 @@ func TestQueueWaitsWhileTheStoreIsOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var down atomic.Bool
 		down.Store(true)
-		m := &storetest.Model{Fault: func(storetest.Op, string) error {
+		m := quick() // slow enough for both writers to find it out
+		m.Fault = func(storetest.Op, string) error {
 			if down.Load() {
 				return errDown
 			}
 			return nil
-		}}
+		}
 		tier, _ := node(t, m, nil)
 		for range tripFailures {
 			_, _ = tier.head(t.Context(), "k")
