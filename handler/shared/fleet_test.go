@@ -168,12 +168,17 @@ type machine struct {
 // newMachine makes a node with a cache in dir. Its parts are small.
 func newMachine(t *testing.T, m *storetest.Model, dir string, change func(*Config)) *machine {
 	t.Helper()
+	return newMachineWith(t, m, dir, blobcache.Config{Connections: 4, Linger: time.Second}, change)
+}
+
+func newMachineWith(t *testing.T, m *storetest.Model, dir string, cfg blobcache.Config, change func(*Config)) *machine {
+	t.Helper()
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := &machine{reach: &reach{Store: m}, size: -1}
-	n.cache, err = blobcache.Open(root, blobcache.Config{Connections: 4, Linger: time.Second})
+	n.cache, err = blobcache.Open(root, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -129,6 +129,7 @@ func (f *fill) hold(l *lease) {
 	}
 	f.mu.Unlock()
 	if !begun || !f.tier.start(p.run) {
+		p.cancel(nil)
 		l.release()
 		f.setWay(direct)
 	}

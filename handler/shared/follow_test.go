@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"larder/blobcache"
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
 )
@@ -295,5 +296,25 @@ func TestPartThatIsWrongIsNotServedWhole(t *testing.T) {
 		if read(t, m, blobKey(o.digest)) != string(o.data) {
 			t.Error("what was made of a wrong part was not replaced")
 		}
+	})
+}
+
+func TestBlobThatIsNotKeptHoldsNoLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, o := quick(), newOrigin(2<<20)
+		o.rate = 1 << 20
+		full := newMachineWith(t, m, t.TempDir(), blobcache.Config{MaxSize: blobcache.Limit{Bytes: 1 << 20}}, nil)
+		full.pull(t, o)
+		settled()
+		if s := full.Stats(); s.Leases != 0 {
+			t.Errorf("stats: %+v", s)
+		}
+		other := newMachine(t, m, t.TempDir(), nil)
+		other.pull(t, o)
+		settled()
+		wantShared(t, m, o)
+		sent, _ := o.traffic()
+		full.pull(t, o)
+		o.wantSent(t, sent)
 	})
 }

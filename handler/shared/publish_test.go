@@ -45,7 +45,7 @@ func TestBlobIsPublishedWhenItIsCommittedAndNotBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := quick()
 		_, p, d := publish(t, m)
-		time.Sleep(time.Hour)
+		time.Sleep(commitPatience / 2)
 		want := []string{leaseKey("blob"), partKey(d, 0), partKey(d, 1), partKey(d, 2), partKey(d, 3), versionKey}
 		if keys := m.Keys(); !slices.Equal(keys, want) {
 			t.Errorf("before it is committed, the store has %v, want %v", keys, want)
@@ -62,7 +62,7 @@ func TestPartsOfAWrongBlobAreRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := quick()
 		_, p, _ := publish(t, m)
-		time.Sleep(time.Hour)
+		time.Sleep(commitPatience / 2)
 		p.end(blobcache.ErrDigest)
 		settled()
 		if keys := m.Keys(); !slices.Equal(keys, []string{versionKey}) {
@@ -75,7 +75,7 @@ func TestTierThatIsClosedGivesItsLeasesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := quick()
 		tier, _, _ := publish(t, m)
-		time.Sleep(time.Hour)
+		time.Sleep(commitPatience / 2)
 		if err := tier.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +97,7 @@ func TestBlobThatCanNotBeComposedIsUploaded(t *testing.T) {
 			return nil
 		}
 		_, p, d := publish(t, m)
-		time.Sleep(time.Hour)
+		time.Sleep(commitPatience / 2)
 		p.end(nil)
 		settled()
 		if info, err := m.Head(t.Context(), blobKey(d)); err != nil || info.Digest != d {
@@ -105,6 +105,23 @@ func TestBlobThatCanNotBeComposedIsUploaded(t *testing.T) {
 		}
 		if keys := m.Keys(); !slices.Equal(keys, []string{blobKey(d), versionKey}) {
 			t.Errorf("the store has %v", keys)
+		}
+	})
+}
+
+func TestBlobThatIsNotCommittedIsNotWaitedForEndlessly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := quick()
+		tier, p, d := publish(t, m)
+		time.Sleep(2 * commitPatience)
+		w := newWatch(tier, "blob")
+		if err := w.look(t.Context()); err != nil || !w.isFree() || tier.Stats().Leases != 0 {
+			t.Errorf("%v: the lease is held: %+v", err, w.record)
+		}
+		p.end(nil) // after all
+		settled()
+		if info, err := m.Head(t.Context(), blobKey(d)); err != nil || info.Digest != d {
+			t.Errorf("%+v, %v", info, err)
 		}
 	})
 }
