@@ -38,7 +38,7 @@ const (
 	stored        // from the blob's object in the tier
 	followed      // from the parts that another node puts there
 	held          // this node has the lease: from upstream, but for parts that were left
-	direct        // from upstream
+	direct        // from upstream, until the end
 )
 
 // fill is one blob on its way into the local cache. Several may fetch parts of it at
@@ -54,6 +54,7 @@ type fill struct {
 	size      int64         // -1: not known
 	decided   chan struct{} // closed when way is known; nil: nobody has asked
 	debt      time.Duration // what the store has cost beyond what the bytes need
+	spent     time.Time     // when that was last reckoned
 	used      bool          // bytes have come from the tier
 	version   string        // of the object they came from; "": of none
 	over      bool          // the fill has ended
@@ -153,7 +154,9 @@ func (f *fill) find(ctx context.Context, offset, end int64) *source {
 		return nil
 	}
 	f.watch = newWatch(f.tier, "blob "+f.digest.String())
-	f.within(ctx, f.lease)
+	began := time.Now()
+	_ = f.within(ctx, f.lease)
+	f.spend(began, 0)
 	return nil
 }
 
@@ -165,7 +168,10 @@ func (f *fill) openObject(ctx context.Context, offset, end int64) (*source, erro
 	src, info, err := f.openStored(ctx, blobKey(f.digest), offset, end-offset)
 	if errors.Is(err, store.ErrRange) { // it ends before; whether it should, its size tells
 		src = &source{ReadCloser: http.NoBody}
-		f.within(ctx, func(ctx context.Context) { info, err = f.tier.head(ctx, blobKey(f.digest)) })
+		err = f.within(ctx, func(ctx context.Context) (err error) {
+			info, err = f.tier.head(ctx, blobKey(f.digest))
+			return err
+		})
 	}
 	if err != nil {
 		return nil, err
@@ -245,15 +251,28 @@ func (t *Tier) putBlob(ctx context.Context, d digest.Digest, content io.ReadSeek
 	if err := t.put(ctx, blobKey(d), content, store.Label{Digest: d, Size: size}); err != nil {
 		return err
 	}
+	t.isShared(d)
+	return nil
+}
+
+// isShared notes that this node has brought the blob into the tier.
+func (t *Tier) isShared(d digest.Digest) {
 	t.doubted.remove(d)
 	t.known.add(d, "")
-	return nil
 }
 
 func (f *fill) setWay(w way) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.way = w
+	f.take(w)
+}
+
+// take takes a way, unless the tier has failed before. Needs mu.
+func (f *fill) take(w way) (taken bool) {
+	if f.way != direct {
+		f.way = w
+	}
+	return f.way == w
 }
 
 func (f *fill) knownSize() int64 {
@@ -269,10 +288,16 @@ func (f *fill) left() time.Duration {
 	return f.tier.cfg.Timeout - f.debt
 }
 
-// spend notes that the store has taken so long, for n bytes. What it takes longer
-// than it should for some it may make good with others, but not before.
-func (f *fill) spend(took time.Duration, n int) {
+// spend notes that the store has been waited for since began, and has brought n bytes.
+// What it takes too long for some it may make good with others, but not before. Who
+// waits at the same time waits once.
+func (f *fill) spend(began time.Time, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.debt = max(f.debt+took-time.Duration(n)*time.Second/leastRate, 0)
+	now := time.Now()
+	if f.spent.After(began) {
+		began = f.spent
+	}
+	f.debt = max(f.debt+now.Sub(began)-time.Duration(n)*time.Second/leastRate, 0)
+	f.spent = now
 }

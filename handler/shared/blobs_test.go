@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,15 +15,18 @@ import (
 )
 
 func TestBlobThatOneNodeHasFetchedIsNotFetchedByAnother(t *testing.T) {
-	sizesOf(func(t *testing.T, o *origin) {
+	sizesOf(t, func(t *testing.T, o *origin, known int64) {
 		m := quick()
 		dir := t.TempDir()
-		newMachine(t, m, t.TempDir(), nil).pull(t, o)
+		first := newMachine(t, m, t.TempDir(), nil)
+		first.size = known
+		first.pull(t, o)
 		settled()
 		wantShared(t, m, o)
 		asks := o.asks
 		o.down.Store(true)
 		other := newMachine(t, m, dir, nil)
+		other.size = known
 		other.pull(t, o)
 		if o.wantSent(t, int64(len(o.data))); o.asks != asks {
 			t.Errorf("upstream was asked %d times more", o.asks-asks)
@@ -33,7 +37,11 @@ func TestBlobThatOneNodeHasFetchedIsNotFetchedByAnother(t *testing.T) {
 		if settled(); requests(m) != before {
 			t.Errorf("%d requests for what is on disk", requests(m)-before)
 		}
-		if s := other.Stats(); s.Hits != 1 || s.Misses != 0 || s.Read < int64(len(o.data)) || s.Written != 0 || s.Leases != 0 {
+		hits := int64(1)
+		if known == 0 { // then there is nothing to look for
+			hits = 0
+		}
+		if s := other.Stats(); s.Hits != hits || s.Misses != 0 || s.Read < int64(len(o.data)) || s.Written != 0 || s.Leases != 0 {
 			t.Errorf("stats: %+v", s)
 		}
 		other.cache.Close()
@@ -42,7 +50,7 @@ func TestBlobThatOneNodeHasFetchedIsNotFetchedByAnother(t *testing.T) {
 		if settled(); requests(m) != before {
 			t.Errorf("%d requests for what was on disk at the start", requests(m)-before)
 		}
-	}, t)
+	})
 }
 
 func TestSlowTierCostsItsTimeoutOnce(t *testing.T) {
@@ -79,9 +87,9 @@ func TestSlowTierCostsItsTimeoutOnce(t *testing.T) {
 // breaking is a store whose bodies break or stall after n bytes in all.
 func breaking(n int64, stall bool) (m *storetest.Model, arm func()) {
 	m = quick()
-	armed := false
+	var armed atomic.Bool
 	latency := m.Latency
-	broken := func(op storetest.Op) bool { return armed && op == storetest.Read && m.Count().Out >= n }
+	broken := func(op storetest.Op) bool { return armed.Load() && op == storetest.Read && m.Count().Out >= n }
 	m.Latency = func(op storetest.Op) time.Duration {
 		if stall && broken(op) {
 			return time.Hour
@@ -96,7 +104,7 @@ func breaking(n int64, stall bool) (m *storetest.Model, arm func()) {
 	}
 	return m, func() {
 		n += m.Count().Out
-		armed = true
+		armed.Store(true)
 	}
 }
 
@@ -109,8 +117,8 @@ func TestBodyOfTheTierThatBreaksIsGoneOnWithFromUpstream(t *testing.T) {
 	}{
 		"breaks":                        {size: 2 << 20},
 		"stalls":                        {size: 2 << 20, stall: true},
-		"breaks, in segments":           {size: 48 << 20},
-		"stalls, in segments":           {size: 48 << 20, stall: true},
+		"breaks, in segments":           {size: 36 << 20},
+		"stalls, in segments":           {size: 36 << 20, stall: true},
 		"breaks, upstream has no parts": {size: 2 << 20, noRange: true, again: true},
 	}
 	for name, test := range tests {

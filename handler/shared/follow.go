@@ -34,13 +34,17 @@ func (p *progress) note(r record) {
 	p.parts, p.have = r.Parts, r.Have
 }
 
-// within has do ask the store, for no longer than it may cost the fill.
-func (f *fill) within(ctx context.Context, do func(ctx context.Context)) {
+// within has do ask the store, for no longer than it may cost the fill. What fails was
+// waited for in vain.
+func (f *fill) within(ctx context.Context, do func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, f.left(), errSlow)
 	defer cancel()
 	began := time.Now()
-	do(ctx)
-	f.spend(time.Since(began), 0)
+	err := do(ctx)
+	if err != nil {
+		f.spend(began, 0)
+	}
+	return err
 }
 
 // await waits until there is something new to know of who fetches the blob. Of those
@@ -60,7 +64,7 @@ func (f *fill) await(ctx context.Context) error {
 	}
 	err := pause(ctx, looks)
 	if err == nil {
-		f.within(ctx, f.look)
+		_ = f.within(ctx, f.look) // it has drawn its conclusions
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,7 +75,7 @@ func (f *fill) await(ctx context.Context) error {
 }
 
 // look looks what has become of the lease.
-func (f *fill) look(ctx context.Context) {
+func (f *fill) look(ctx context.Context) error {
 	err := f.watch.look(ctx)
 	switch {
 	case errors.Is(err, errOut), errors.Is(err, errVersion), f.left() <= 0:
@@ -79,25 +83,28 @@ func (f *fill) look(ctx context.Context) {
 	case err != nil: // once is nothing
 	case !f.watch.there && f.isThere(ctx): // who had it has brought the blob
 	case f.watch.isFree():
-		f.lease(ctx)
+		return f.lease(ctx)
 	default:
 		f.follow()
 	}
+	return err
 }
 
 // lease takes the lease, if it is free, or follows who has it.
-func (f *fill) lease(ctx context.Context) {
+func (f *fill) lease(ctx context.Context) error {
 	l, err := f.watch.claim(ctx)
 	switch {
 	case errors.Is(err, errHeld):
 		f.follow()
 	case err != nil:
 		f.setWay(direct)
+		return err
 	case f.isThere(ctx): // whoever had the lease until now has brought it
 		l.release()
 	default:
 		f.hold(l)
 	}
+	return nil
 }
 
 // isThere looks whether the blob is in the tier as a whole by now, and takes it then.
@@ -108,20 +115,21 @@ func (f *fill) isThere(ctx context.Context) bool {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.way, f.size = stored, info.Size
-	return true
+	f.size = info.Size
+	return f.take(stored)
 }
 
 // hold has this node fetch the blob for all.
 func (f *fill) hold(l *lease) {
 	p := newPublisher(f.tier, f.digest, l)
 	f.mu.Lock()
-	begun := f.agree(l.record)
-	if begun = begun && !f.over; begun {
-		f.way, f.publisher, f.parts = held, p, l.record.Parts
+	begun := f.agree(l.record) && !f.over && f.take(held)
+	if begun {
+		f.publisher, f.parts = p, l.record.Parts
 	}
 	f.mu.Unlock()
 	if !begun || !f.tier.start(p.run) {
+		p.cancel(nil)
 		l.release()
 		f.setWay(direct)
 	}
@@ -151,10 +159,13 @@ func (f *fill) follow() {
 func (f *fill) goesOn(r record) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.way != followed {
+	if f.way == undecided {
 		f.tier.count.followed.Add(1)
 	}
-	f.way, f.parts = followed, max(f.parts, r.Parts)
+	if !f.take(followed) {
+		return true // no more
+	}
+	f.parts = max(f.parts, r.Parts)
 	p := &f.progress
 	p.note(r)
 	late := time.Since(p.moved) >= f.tier.cfg.Wait || !f.used && time.Since(p.began) >= firstByte
@@ -166,7 +177,10 @@ func (f *fill) goesOn(r record) bool {
 func (f *fill) partGone(ctx context.Context, err error) error {
 	found := false
 	if errors.Is(err, store.ErrNotExist) {
-		f.within(ctx, func(ctx context.Context) { found = f.isThere(ctx) })
+		_ = f.within(ctx, func(ctx context.Context) error {
+			found = f.isThere(ctx)
+			return nil
+		})
 	}
 	if err != nil && !found {
 		f.setWay(direct)

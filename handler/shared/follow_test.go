@@ -2,10 +2,13 @@ package shared
 
 import (
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"larder/blobcache"
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
 )
@@ -28,12 +31,13 @@ func TestOneFetchForTheFleet(t *testing.T) {
 		known   bool
 		atMost  float64 // times what one node alone takes
 		noRange bool
+		nodes   int
 	}{
-		"small parts":        {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, false, 1.5, false},
-		"size is known":      {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, true, 1.5, false},
-		"one part":           {200 << 10, 200 << 10, sizes{256 << 10, 100 << 10}, false, 2.5, false},
-		"in segments":        {36 << 20, 12 << 20, sizes{partSize, leastLeased}, true, 2, false},
-		"upstream, no parts": {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, false, 1.5, true},
+		"small parts":        {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, false, 1.5, false, 20},
+		"size is known":      {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, true, 1.5, false, 5},
+		"one part":           {200 << 10, 200 << 10, sizes{256 << 10, 100 << 10}, false, 2.5, false, 20},
+		"in segments":        {36 << 20, 12 << 20, sizes{partSize, leastLeased}, true, 2, false, 3},
+		"upstream, no parts": {4 << 20, 2 << 20, sizes{256 << 10, 512 << 10}, false, 1.5, true, 5},
 	} {
 		bubble(t, name, func(t *testing.T) {
 			alone := newOrigin(test.size)
@@ -41,11 +45,7 @@ func TestOneFetchForTheFleet(t *testing.T) {
 			one := newMachine(t, quick(), t.TempDir(), func(c *Config) { c.Covers = func(string) bool { return false } }).pull(t, alone)
 			m, o := quick(), newOrigin(test.size)
 			o.rate, o.noRange = test.rate, test.noRange
-			n := 20
-			if test.size > 16<<20 {
-				n = 4
-			}
-			nodes := machines(t, m, n, nil)
+			nodes := machines(t, m, test.nodes, nil)
 			for _, n := range nodes {
 				if n.sizes = test.sizes; test.known {
 					n.size = int64(test.size)
@@ -53,7 +53,7 @@ func TestOneFetchForTheFleet(t *testing.T) {
 			}
 			took := pullAll(t, nodes, o)
 			if o.wantSent(t, int64(test.size)); took.Seconds() > one.Seconds()*test.atMost {
-				t.Errorf("%d nodes took %v, one alone %v", n, took, one)
+				t.Errorf("%d nodes took %v, one alone %v", test.nodes, took, one)
 			}
 			settled()
 			wantShared(t, m, o)
@@ -142,7 +142,7 @@ func TestSlowHolderIsWaitedForWhileItGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o := quick(), newOrigin(2<<20)
 		o.rate = 32 << 10 // a part takes 8 s, all of it a minute
-		nodes := machines(t, m, 5, nil)
+		nodes := machines(t, m, 5, func(c *Config) { c.Wait = 5 * time.Second })
 		pullAll(t, nodes, o)
 		o.wantSent(t, 2<<20)
 	})
@@ -181,8 +181,10 @@ func TestStoreWithoutConditionsIsUsedWithoutLeases(t *testing.T) {
 		m, o, next := quick(), newOrigin(1<<20), newOrigin(2<<20)
 		m.NoConditions = true
 		nodes := machines(t, m, 3, nil)
-		pullAll(t, nodes, o)
+		var both sync.WaitGroup
+		both.Go(func() { pullAll(t, nodes, o) })
 		pullAll(t, nodes, next)
+		both.Wait()
 		settled()
 		o.down.Store(true)
 		newMachine(t, m, t.TempDir(), nil).pull(t, o)
@@ -205,16 +207,16 @@ func TestStoreThatGoesDownInMidPullCostsNoByteTwice(t *testing.T) {
 		bubble(t, name, func(t *testing.T) {
 			m, o := quick(), newOrigin(4<<20)
 			o.rate = 2 << 20
-			down := false
+			var down atomic.Bool
 			latency := m.Latency
 			m.Latency = func(op storetest.Op) time.Duration {
-				if down && what == nil {
+				if down.Load() && what == nil {
 					return time.Hour
 				}
 				return latency(op)
 			}
 			m.Fault = func(op storetest.Op, key string) error {
-				if down && what != nil {
+				if down.Load() && what != nil {
 					return &store.Error{Op: string(op), Key: key, Err: what()}
 				}
 				return nil
@@ -227,7 +229,7 @@ func TestStoreThatGoesDownInMidPullCostsNoByteTwice(t *testing.T) {
 				go func() { pulled <- n.pull(t, origins[i]) }()
 			}
 			time.Sleep(time.Second)
-			down = true
+			down.Store(true)
 			for range nodes {
 				if took := <-pulled; took > 2*time.Second+timeout+2*time.Second {
 					t.Errorf("took %v", took)
@@ -294,5 +296,25 @@ func TestPartThatIsWrongIsNotServedWhole(t *testing.T) {
 		if read(t, m, blobKey(o.digest)) != string(o.data) {
 			t.Error("what was made of a wrong part was not replaced")
 		}
+	})
+}
+
+func TestBlobThatIsNotKeptHoldsNoLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, o := quick(), newOrigin(2<<20)
+		o.rate = 1 << 20
+		full := newMachineWith(t, m, t.TempDir(), blobcache.Config{MaxSize: blobcache.Limit{Bytes: 1 << 20}}, nil)
+		full.pull(t, o)
+		settled()
+		if s := full.Stats(); s.Leases != 0 {
+			t.Errorf("stats: %+v", s)
+		}
+		other := newMachine(t, m, t.TempDir(), nil)
+		other.pull(t, o)
+		settled()
+		wantShared(t, m, o)
+		sent, _ := o.traffic()
+		full.pull(t, o)
+		o.wantSent(t, sent)
 	})
 }

@@ -51,3 +51,9 @@ func (k *known) lately(d digest.Digest, within time.Duration) bool {
 	s, ok := k.blobs[d]
 	return ok && time.Since(s.at) <= within
 }
+
+func (k *known) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.blobs)
+}

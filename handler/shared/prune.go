@@ -32,6 +32,9 @@ type Removed struct{ Objects, Bytes int64 }
 // it only says what that is. What it has removed before an error is said as well.
 func (t *Tier) Prune(ctx context.Context, before time.Time, really bool) (Pruned, error) {
 	pruned, pace := make(Pruned), rate.NewLimiter(pruneRate, 1)
+	if really {
+		defer t.known.forget()
+	}
 	for _, prefix := range []string{blobsPrefix, manifestsPrefix, repositoriesPrefix, partsPrefix, leasesPrefix} {
 		err := t.list(ctx, prefix, func(item store.Item) error {
 			kind, due := kindOf(item.Key), before

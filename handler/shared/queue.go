@@ -2,6 +2,7 @@ package shared
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,9 +40,23 @@ func (q *queue) add(key string, do func(ctx context.Context) error) bool {
 	waits := q.do[key] != nil
 	q.do[key] = do
 	q.mu.Unlock()
-	if waits {
-		return true
+	return waits || q.push(key)
+}
+
+// putBack queues again what could not be done yet, unless there is something newer.
+func (q *queue) putBack(key string, do func(ctx context.Context) error) {
+	q.mu.Lock()
+	waits := q.do[key] != nil
+	if !waits {
+		q.do[key] = do
 	}
+	q.mu.Unlock()
+	if !waits {
+		q.push(key)
+	}
+}
+
+func (q *queue) push(key string) bool {
 	select {
 	case q.keys <- key:
 		return true
@@ -77,8 +92,9 @@ func (t *Tier) write(ctx context.Context, q *queue) error {
 		}
 		select {
 		case key := <-q.keys:
-			if do := q.take(key); do != nil {
-				_ = do(ctx)
+			do := q.take(key)
+			if do != nil && errors.Is(do(ctx), errOut) {
+				q.putBack(key, do)
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)

@@ -163,7 +163,7 @@ func (f *fill) openStored(ctx context.Context, key string, offset, length int64)
 	ctx, cancel := context.WithCancelCause(ctx)
 	began := time.Now()
 	content, info, err := f.tier.open(ctx, key, offset, length, left)
-	f.spend(time.Since(began), 0)
+	f.spend(began, 0)
 	if err != nil {
 		cancel(nil)
 		return nil, info, err
@@ -186,7 +186,7 @@ func (w *watched) Read(p []byte) (int, error) {
 	late := time.AfterFunc(w.fill.left(), func() { w.cancel(errSlow) })
 	n, err := w.ReadCloser.Read(p)
 	late.Stop()
-	w.fill.spend(time.Since(began), n)
+	w.fill.spend(began, n)
 	slow := context.Cause(w.ctx) == errSlow
 	if err != nil && err != io.EOF && (slow || w.ctx.Err() == nil) {
 		w.fill.tier.failed("get", began, slow, err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -100,17 +101,12 @@ func (t *Tier) readFact(ctx context.Context, key string, fact any, sound func() 
 	return t.found(key, err)
 }
 
-// found reports whether err is none. If there is nothing, or nothing of use, what was
-// written is forgotten.
+// found reports whether err is none.
 func (t *Tier) found(key string, err error) bool {
-	if err == nil {
-		return true
-	}
-	t.stated.forget(key)
 	if errors.Is(err, errDamaged) || errors.Is(err, errTooLarge) {
 		t.log.Warn("an object in the shared store is damaged; it is replaced when upstream has answered", zap.String("key", key), zap.Error(err))
 	}
-	return false
+	return err == nil
 }
 
 // Manifest implements manifestcache.Shared.
@@ -180,10 +176,10 @@ func (t *Tier) Claim(ctx context.Context, repository, reference string, known fu
 	}
 	keeping, enough := context.WithTimeout(t.ctx, maxClaim)
 	t.start(func() { l.keep(keeping) })
-	return func() {
+	return sync.OnceFunc(func() {
 		enough()
 		l.release()
-	}
+	})
 }
 
 // about is what a question is about, as leases have it.
