@@ -128,7 +128,10 @@ func (c *Cache) follow(ctx context.Context, tag string, up *questioned) (m *Mani
 // that was. It is nil if that is not known, or not there. What others know is then
 // known here as well, as of then.
 func (c *Cache) latest(ctx context.Context, tag string, up *questioned) (_ *Manifest, validated time.Time) {
-	d, validated := c.pointsAt(up.repository, tag)
+	var d digest.Digest
+	if l := c.findTag(up.repository, tag); l != nil {
+		d, validated = l.Descriptor.Digest, l.validated
+	}
 	desc, at, ok := c.cfg.Shared.Tag(ctx, up.repository, tag)
 	if at, ok = notAhead(at, ok); ok && at.After(validated) {
 		d, validated, up.others = desc.Digest, at, true
