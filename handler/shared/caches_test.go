@@ -177,16 +177,6 @@ func join(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, 
 	return &larder{cache, tier, dir, t, up}
 }
 
-// memoryDir is a directory in memory if there is such a thing.
-func memoryDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "larder-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 // pull gets a tag or a digest of alpine.
 func (l *larder) pull(reference string) (*manifestcache.Manifest, error) {
 	return l.pullFrom(alpine, reference)
