@@ -23,9 +23,9 @@ import (
 //
 //	go test ./handler/shared -run 'TestRandomFleets/seed=17$'
 func TestRandomFleets(t *testing.T) {
-	seeds := 150
+	seeds := 60
 	if testing.Short() {
-		seeds = 30
+		seeds = 15
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {

@@ -216,7 +216,8 @@ func place(root *os.Root, key, tmp string, name func(from, to string) error) (er
 		if err = name(tmp, objectName(key)); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if err := root.MkdirAll(path.Dir(objectName(key)), 0o700); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// Both of these are of that race.
+		if err := root.MkdirAll(path.Dir(objectName(key)), 0o700); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}

@@ -16,9 +16,9 @@ func TestOpenTakesWhatIsRight(t *testing.T) {
 		"s3://bucket?endpoint=https://minio.example.org":                      "s3://bucket/",
 		"s3://bucket?endpoint=https://minio.example.org/":                     "s3://bucket/",
 		"s3://bucket?endpoint=http%3A%2F%2F%5B%3A%3A1%5D%3A9000&region=store": "s3://bucket/",
-		"file:///mnt/nfs":                                                     "file:///mnt/nfs",
-		"file:///mnt/nfs/larder/":                                             "file:///mnt/nfs/larder",
-		"file://localhost/mnt/nfs":                                            "file:///mnt/nfs",
+		"file:///mnt/nfs":          "file:///mnt/nfs",
+		"file:///mnt/nfs/larder/":  "file:///mnt/nfs/larder",
+		"file://localhost/mnt/nfs": "file:///mnt/nfs",
 	}
 	for rawURL, want := range tests {
 		s, err := store.Open(rawURL, store.Credentials{AccessKey: "key", SecretKey: "hush"})

@@ -28,6 +28,9 @@ const (
 // maxSigned is how long a signed URL may be valid.
 const maxSigned = 7 * 24 * time.Hour
 
+// changeTries is how often a small object is sent that something is in the way of.
+const changeTries = 5
+
 // s3 is a Store in a bucket. Nothing of an object is held in memory but the buffers
 // of a connection.
 type s3 struct {
@@ -196,7 +199,14 @@ func (s *s3) change(ctx context.Context, op, key string, content []byte, options
 	}
 	sum := sha256.Sum256(content)
 	options.DisableContentSha256 = true // which is about signing a stream of pieces
-	uploaded, err := s.requests.put(ctx, s.bucket, s.prefix+key, bytes.NewReader(content), int64(len(content)), "", hex.EncodeToString(sum[:]), options)
+	var uploaded minio.UploadInfo
+	var err error
+	for range changeTries {
+		uploaded, err = s.requests.put(ctx, s.bucket, s.prefix+key, bytes.NewReader(content), int64(len(content)), "", hex.EncodeToString(sum[:]), options)
+		if !isOtherConflict(err) {
+			break
+		}
+	}
 	if err == nil && uploaded.ETag == "" {
 		err = errIncomplete
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -59,7 +60,7 @@ func TestLargeObjectsPassThrough(t *testing.T) {
 	stores := map[string]func(t *testing.T) store.Store{
 		"s3": func(t *testing.T) store.Store {
 			gateway := storetest.Gateway(t)
-			return open(t, gateway.URL, gateway.Credentials)
+			return gateway.Open()
 		},
 		"file": func(t *testing.T) store.Store { return open(t, "file://"+t.TempDir(), store.Credentials{}) },
 	}
@@ -146,7 +147,7 @@ func TestS3WrongBucketAndKeys(t *testing.T) {
 
 func TestS3BucketRemovedUnderLoad(t *testing.T) {
 	gateway := storetest.Gateway(t)
-	s := open(t, gateway.URL, gateway.Credentials)
+	s := gateway.Open()
 	data := bytes.Repeat([]byte("x"), 1<<20)
 	busy := make(chan struct{}, 100)
 	var load sync.WaitGroup
@@ -203,7 +204,7 @@ func TestS3BucketRemovedUnderLoad(t *testing.T) {
 
 func TestS3GoesAwayAndComesBack(t *testing.T) {
 	gateway := storetest.Gateway(t)
-	s := open(t, gateway.URL, gateway.Credentials)
+	s := gateway.Open()
 	if _, err := s.Create(t.Context(), "key", []byte("x")); err != nil {
 		t.Fatal(err)
 	}
@@ -265,6 +266,32 @@ func TestS3SignedURL(t *testing.T) {
 	}
 	if _, err := s.SignedURL(t.Context(), "../x", time.Hour); err == nil {
 		t.Error("signed what is elsewhere")
+	}
+}
+
+// TestS3ListsItsOwn shows that what others keep in the bucket is left alone.
+func TestS3ListsItsOwn(t *testing.T) {
+	gateway := storetest.Gateway(t)
+	if _, err := open(t, gateway.WithPrefix("other"), gateway.Credentials).Create(t.Context(), "key", nil); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, gateway.WithPrefix("own"), gateway.Credentials)
+	if _, err := s.Create(t.Context(), "key", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"with space", ".hidden", "ünicode"} {
+		if err := os.WriteFile(filepath.Join(gateway.Dir, "own", name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listed := 0
+	for item, err := range s.List(t.Context(), "") {
+		if listed++; err != nil || item.Key != "key" {
+			t.Errorf("listed %+v, %v", item, err)
+		}
+	}
+	if listed != 1 {
+		t.Errorf("%d objects", listed)
 	}
 }
 

@@ -72,16 +72,31 @@ func s3Error(ctx context.Context, op, key string, err error) error {
 func conditional(ctx context.Context, op, key string, err error) error {
 	var answer minio.ErrorResponse
 	if errors.As(err, &answer) {
-		switch answer.StatusCode {
-		case http.StatusNotModified, http.StatusConflict, http.StatusPreconditionFailed:
+		switch {
+		case answer.StatusCode == http.StatusNotModified, answer.StatusCode == http.StatusPreconditionFailed:
 			return ErrChanged
-		case http.StatusNotFound:
-			if answer.Code == minio.NoSuchKey { // there is nothing to replace
-				return ErrChanged
-			}
+		case answer.StatusCode == http.StatusConflict && !isOtherConflict(err):
+			return ErrChanged
+		case answer.Code == minio.NoSuchKey: // there is nothing to replace
+			return ErrChanged
 		}
 	}
 	return s3Error(ctx, op, key, err)
+}
+
+// isOtherConflict reports whether something else than another conditional request was
+// in the way, as at a server of files that was about to remove a directory. Nothing
+// has been done then.
+func isOtherConflict(err error) bool {
+	answer := minio.ToErrorResponse(err)
+	if answer.StatusCode != http.StatusConflict {
+		return false
+	}
+	switch answer.Code {
+	case "ConditionalRequestConflict", "OperationAborted", minio.Conflict:
+		return false
+	}
+	return true
 }
 
 // hint is what an operator should look at if there was no answer.

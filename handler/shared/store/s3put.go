@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -79,10 +80,11 @@ func twice(ctx context.Context, content io.ReadSeeker, start, size int64, send f
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	if answer := minio.ToErrorResponse(err); answer.StatusCode != 0 && answer.StatusCode < 500 && answer.StatusCode != 429 {
-		return err
+	switch status := minio.ToErrorResponse(err).StatusCode; {
+	case status == 0, status >= http.StatusInternalServerError, status == http.StatusTooManyRequests, status == http.StatusConflict:
+		return attempt()
 	}
-	return attempt()
+	return err
 }
 
 // multipart makes an object of what parts uploads, or leaves nothing behind.

@@ -32,6 +32,7 @@ func Conform(t *testing.T, a, b store.Store, without ...string) {
 		"replace":           testReplace,
 		"one creator wins":  testCreateRace,
 		"one replacer wins": testReplaceRace,
+		"come and go":       testComeAndGo,
 		"compose":           testCompose,
 		"list":              testList,
 		"cancelled":         testCancelled,
@@ -299,6 +300,26 @@ func testReplaceRace(t *testing.T, a, b store.Store) {
 		wantContent(t, a, "race/replace", fmt.Appendf(nil, "round %d contender %d", round, winners[0]))
 		version = next.Load().(string)
 	}
+}
+
+// testComeAndGo makes and removes objects that have a prefix to themselves, which is
+// no reason to fail where prefixes are directories.
+func testComeAndGo(t *testing.T, a, b store.Store) {
+	var wg sync.WaitGroup
+	for i, s := range []store.Store{a, b, a, b} {
+		wg.Go(func() {
+			key := fmt.Sprintf("come/and/go/%d", i)
+			for range 50 {
+				if _, err := s.Create(t.Context(), key, []byte("x")); err != nil {
+					t.Errorf("Create: %v", err)
+				}
+				if err := s.Delete(t.Context(), key); err != nil {
+					t.Errorf("Delete: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func testCompose(t *testing.T, a, b store.Store) {
