@@ -114,20 +114,19 @@ func (c *Cache) claim(ctx context.Context, up *questioned, reference string, kno
 // upstream has to be asked, for all if possible.
 func (c *Cache) follow(ctx context.Context, tag string, up *questioned) (m *Manifest) {
 	c.claim(ctx, up, tag, func(ctx context.Context) bool {
-		latest, validated := c.latest(ctx, tag, up)
-		if latest == nil || !within(c.cfg.TagTTL, validated) {
-			return false
+		latest, validated := c.latest(ctx, tag, up, func(validated time.Time) bool { return within(c.cfg.TagTTL, validated) })
+		if latest != nil {
+			m = dated(latest, up.known(), validated)
 		}
-		m = dated(latest, up.known(), validated)
-		return true
+		return latest != nil
 	})
 	return m
 }
 
 // latest is what a tag pointed at when upstream last said it to anybody, and when
-// that was. It is nil if that is not known, or not there. What others know is then
-// known here as well, as of then.
-func (c *Cache) latest(ctx context.Context, tag string, up *questioned) (_ *Manifest, validated time.Time) {
+// that was. It is nil if that is not known, or not there, or not new enough. What
+// others know is then known here as well, as of then.
+func (c *Cache) latest(ctx context.Context, tag string, up *questioned, enough func(time.Time) bool) (_ *Manifest, validated time.Time) {
 	var d digest.Digest
 	if l := c.findTag(up.repository, tag); l != nil {
 		d, validated = l.Descriptor.Digest, l.validated
@@ -136,7 +135,7 @@ func (c *Cache) latest(ctx context.Context, tag string, up *questioned) (_ *Mani
 	if at, ok = notAhead(at, ok); ok && at.After(validated) {
 		d, validated, up.others = desc.Digest, at, true
 	}
-	if validated.IsZero() {
+	if validated.IsZero() || !enough(validated) {
 		return nil, validated
 	}
 	right, ok := c.latestRight(ctx, d, up, func(word) bool { return true })

@@ -106,7 +106,7 @@ func (c *Cache) withoutAnswer(ctx context.Context, tag string, up *questioned, e
 func (c *Cache) stale(ctx context.Context, tag string, up *questioned, err error) (m *Manifest) {
 	var validated time.Time
 	if c.cfg.Shared != nil {
-		m, validated = c.latest(ctx, tag, up)
+		m, validated = c.latest(ctx, tag, up, func(time.Time) bool { return true })
 	}
 	if m == nil {
 		m, validated = c.last(up.repository, tag)
