@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -153,10 +154,8 @@ func TestPullsGoOnWithoutTheTier(t *testing.T) {
 
 func onlyOf(err error, ops ...storetest.Op) func(storetest.Op, string) error {
 	return func(op storetest.Op, _ string) error {
-		for _, o := range ops {
-			if o == op {
-				return err
-			}
+		if slices.Contains(ops, op) {
+			return err
 		}
 		return nil
 	}

@@ -74,13 +74,13 @@ func TestAnswerOfOneNodeServesTheFleetWithinTagTTL(t *testing.T) {
 		up.wantAsked(t, "HEAD", "GET")
 		time.Sleep(2 * ttl / 3)
 		b.want("1", img, shared)
-		time.Sleep(ttl/3 - 1)
+		time.Sleep(ttl/3 - time.Nanosecond)
 		b.want("1", img, hit)
-		if got := c.want("1", img, shared); got.Age != ttl-1 {
+		if got := c.want("1", img, shared); got.Age != ttl-time.Nanosecond {
 			t.Errorf("of age %v, want that of the only answer", got.Age)
 		}
 		up.wantAsked(t)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		b.want("1", img, current) // for all
 		up.wantAsked(t, "HEAD")
 		a.want("1", img, shared)
