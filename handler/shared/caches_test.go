@@ -144,6 +144,14 @@ type larder struct {
 // join adds a node to the fleet that shares m. Either config may be changed.
 func join(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, change func(*Config, *manifestcache.Config)) *larder {
 	t.Helper()
+	l := start(t, m, up, tagTTL, change)
+	synctest.Wait()
+	return l
+}
+
+// start is join for who is in no bubble.
+func start(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, change func(*Config, *manifestcache.Config)) *larder {
+	t.Helper()
 	cfg := manifestcache.Config{
 		TTL: 7 * 24 * time.Hour, TagTTL: tagTTL,
 		StaleIf: func(err error) bool { return errors.Is(err, errDown) || errors.Is(err, manifestcache.ErrDigest) },
@@ -173,7 +181,6 @@ func join(t *testing.T, m *storetest.Model, up *registry, tagTTL time.Duration, 
 		run.Wait()
 		cache.Close()
 	})
-	synctest.Wait()
 	return &larder{cache, tier, dir, t, up}
 }
 
