@@ -127,7 +127,7 @@ type Cache struct {
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the questions
 	flights singleflight.Group
-	loads   singleflight.Group // of manifests from disk, by digest
+	loads   singleflight.Group // from disk: of manifests by digest, of lists by listKey
 	changes changes
 	unkept  *semaphore.Weighted
 	due     ttl.Queue[expiring]
