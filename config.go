@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
@@ -26,6 +27,7 @@ type config struct {
 	Addr         string `env:"LARDER_ADDR" envDefault:"127.0.0.1:5000"`
 	AdminAddr    string `env:"LARDER_ADMIN_ADDR"`
 	UpstreamList string `env:"LARDER_UPSTREAMS" envDefault:"docker.io"`
+	ParentURL    string `env:"LARDER_PARENT"`
 	CacheDir     string `env:"LARDER_CACHE_DIR"`
 
 	Allow string `env:"LARDER_ALLOW"`
@@ -92,6 +94,7 @@ type config struct {
 	DoctorReference string `env:"LARDER_DOCTOR_REFERENCE"`
 
 	upstreams   []upstream.Registry // of UpstreamList
+	parent      *url.URL            // of ParentURL; nil: none
 	access      handler.Access      // of Allow and Deny
 	pins        handler.ImageGlobs  // of Pin
 	middlewares []string            // of Middleware

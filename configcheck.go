@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -24,6 +25,9 @@ func (c *config) check() (problems []error) {
 	} else {
 		problems = append(problems, c.checkGlobs()...)
 	}
+	if err := c.checkParent(); err != nil {
+		bad("LARDER_PARENT: %w", err)
+	}
 	problems = append(problems, c.Quotas.check(c.upstreams)...)
 	problems = append(problems, c.checkMiddleware()...)
 	problems = append(problems, c.checkAuth()...)
@@ -38,6 +42,23 @@ func (c *config) check() (problems []error) {
 		problems = append(problems, check()...)
 	}
 	return problems
+}
+
+// checkParent needs the upstreams.
+func (c *config) checkParent() (err error) {
+	if c.ParentURL == "" {
+		return nil
+	}
+	if c.parent, err = upstream.ParseParent(c.ParentURL); err != nil {
+		return err
+	}
+	// What one of them may be told, the other may not, and both go by their hosts.
+	for _, r := range c.upstreams {
+		if r.Host == c.parent.Host || slices.ContainsFunc(r.URLs, func(u *url.URL) bool { return u.Host == c.parent.Host }) {
+			return fmt.Errorf("it is where LARDER_UPSTREAMS has %s", r.Host)
+		}
+	}
+	return nil
 }
 
 // checkDurations finds times that can not be.

@@ -32,6 +32,7 @@ var errUnwell = errors.New("not all is well")
 func (c *config) upstreamConfig() upstream.Config {
 	return upstream.Config{
 		Registries: c.upstreams,
+		Parent:     c.parent,
 		Keychain: &auth.Keychain{
 			Host: c.upstreams[0].Host, Username: c.Username, Password: c.Password, PasswordFile: c.PasswordFile,
 		},

@@ -73,6 +73,7 @@ func (o Outcome) String() string {
 type Source struct {
 	Fetch Fetch
 	Owner string // for the quotas; "" is nobody
+	Wrong func() // called when the bytes that came are not the blob's; nil: nobody is
 
 	background bool // nobody reads what is fetched; see Fill
 }

@@ -225,7 +225,7 @@ func (c *Cache) run(f *fill) {
 		err = fmt.Errorf("%w: %w", errDamaged, err)
 		c.count.damaged.Add(1)
 	case errors.Is(err, ErrDigest):
-		c.count.mismatches.Add(1)
+		c.mismatch(f.source)
 	}
 	f.update(func() {
 		if f.err = err; err == nil {
@@ -238,6 +238,14 @@ func (c *Cache) run(f *fill) {
 	kept := c.settle(f, err)
 	if c.over(f, kept, err) {
 		c.bury(f)
+	}
+}
+
+// mismatch notes that a source has sent wrong bytes, before anybody asks it again.
+func (c *Cache) mismatch(src Source) {
+	c.count.mismatches.Add(1)
+	if src.Wrong != nil {
+		src.Wrong()
 	}
 }
 

@@ -93,7 +93,7 @@ func (h *Handler) waitForBlob(
 // sendBlob answers with an open blob.
 func sendBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest, blob *blobcache.Blob) error {
 	middleware.NoteOf(r.Context()).Outcome = blob.Outcome.String()
-	blobHeader(w.Header(), d, blobStatus(blob))
+	blobHeader(w.Header(), d, relayed(repo, blobStatus(blob)))
 	setTiming(r.Context(), w.Header(), blob.Waited)
 	if blob.Size < 0 && !r.ProtoAtLeast(1, 1) {
 		// Without a length and without chunks, a broken answer would look whole.
@@ -155,7 +155,7 @@ func (h *Handler) source(repo *upstream.Repository, d digest.Digest) blobcache.S
 		}
 		return &upstreamBody{body, repo.String()}, size, nil
 	}
-	return blobcache.Source{Fetch: fetch, Owner: repo.String()}
+	return blobcache.Source{Fetch: fetch, Owner: repo.String(), Wrong: repo.Distrust}
 }
 
 // upstreamBody makes what breaks it an error of upstream's, for which a client
@@ -246,7 +246,7 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 		}
 	}
 	middleware.NoteOf(r.Context()).Outcome = outcome.String()
-	blobHeader(w.Header(), d, headStatus(outcome, asked))
+	blobHeader(w.Header(), d, relayed(repo, headStatus(outcome, asked)))
 	setTiming(r.Context(), w.Header(), asked)
 	if size < 0 {
 		w.WriteHeader(http.StatusOK)

@@ -54,6 +54,16 @@ type Upstream interface {
 	GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error)
 }
 
+// Relay is an Upstream that may ask another cache in the place of a registry.
+type Relay interface {
+	Upstream
+
+	// Relayed is what that cache has said of the first answer that it gave: its
+	// Cache-Status, and how long ago the registry has said what the answer says, if
+	// that could not be asked. It is "" and 0 of other answers.
+	Relayed() (status string, age time.Duration)
+}
+
 // Outcome is how a manifest was answered.
 type Outcome uint8
 
@@ -84,10 +94,11 @@ type Manifest struct {
 
 // Question is what came of asking upstream for an answer.
 type Question struct {
-	Took   time.Duration // upstream, to answer
-	Known  bool          // an answer of the past was there
-	Stored bool          // what upstream sent is kept
-	Err    error         // why there is no answer
+	Took    time.Duration // upstream, to answer
+	Known   bool          // an answer of the past was there
+	Stored  bool          // what upstream sent is kept
+	Relayed string        // the Cache-Status of another cache that was asked; see Relay
+	Err     error         // why there is no answer
 }
 
 // questioned is an Upstream that keeps account of what it is asked.
@@ -95,6 +106,7 @@ type questioned struct {
 	Upstream
 	Question
 	asked bool
+	age   time.Duration // of what upstream says; see Relay
 }
 
 // HeadManifest implements Upstream.
@@ -116,6 +128,20 @@ func (q *questioned) GetManifest(ctx context.Context, reference string) (ocispec
 func (q *questioned) account(began time.Time, err error) {
 	q.Took += time.Since(began)
 	q.Err, q.asked = err, true
+	if relay, ok := q.Upstream.(Relay); ok {
+		q.Relayed, q.age = relay.Relayed()
+	}
+}
+
+// said is when upstream has said what it says: now, unless another cache remembers it.
+func (q *questioned) said() time.Time { return time.Now().Add(-q.age) }
+
+// dated is for what upstream has just said of m.
+func (q *questioned) dated(m *Manifest, outcome Outcome) *Manifest {
+	if q.age > 0 {
+		outcome = Stale
+	}
+	return dated(m, outcome, q.said())
 }
 
 // Config says how long what is known is good. The zero Config keeps manifests
@@ -306,8 +332,8 @@ func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, u
 			return c.unproven(repository, d, m, err)
 		}
 		if desc.Digest == d && desc.MediaType == m.MediaType {
-			c.validate(repository, m)
-			return dated(m, Revalidated, time.Now()), nil
+			c.validate(repository, m, up.said())
+			return up.dated(m, Revalidated), nil
 		}
 		// A HEAD does not tell. A GET does.
 	}
@@ -360,6 +386,6 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up *que
 	if up.Stored = c.store(m); up.Stored && m.Size > maxBody {
 		m.Body = nil
 	}
-	c.validate(repository, m)
-	return dated(m, Miss, time.Now()), nil
+	c.validate(repository, m, up.said())
+	return up.dated(m, Miss), nil
 }

@@ -203,9 +203,9 @@ func (x *index) name(d digest.Digest) *compact.Digest {
 	return &name
 }
 
-// validate records that upstream says that the repository has m, now.
-func (c *Cache) validate(repository string, m *Manifest) {
-	r, now := newRight(repository, m.Digest), time.Now()
+// validate records that upstream has said then that the repository has m.
+func (c *Cache) validate(repository string, m *Manifest, now time.Time) {
+	r := newRight(repository, m.Digest)
 	c.mu.Lock()
 	repo := c.repository(r.repository)
 	name := !repo.recorded
@@ -214,6 +214,9 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	if v == nil {
 		v = c.addRight(repo, m.Digest)
 		c.pinMoved(repository, string(m.Digest))
+	}
+	if last := v.at.Time(); now.Before(last) && last.Before(time.Now()) {
+		now = last // nobody has set the clock back: it is another cache's memory
 	}
 	write := now.Sub(v.touched.Time()).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
 	v.at, v.mediaType = compact.TimeOf(now), shared(m.MediaType)

@@ -42,11 +42,14 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *ques
 	if err != nil {
 		return c.withoutAnswer(repository, tag, err)
 	}
+	if m := c.newer(repository, tag, up); m != nil {
+		return m, nil
+	}
 	if desc.Digest != "" {
 		// The media type is upstream's to say, and no digest covers it.
 		if m := c.load(desc.Digest); m != nil && m.MediaType == desc.MediaType {
-			up.Known = c.link(repository, tag, m)
-			return dated(m, Revalidated, time.Now()), nil
+			up.Known = c.link(repository, tag, m, up.said())
+			return up.dated(m, Revalidated), nil
 		}
 	}
 	reference := tag
@@ -60,8 +63,22 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *ques
 		}
 		return c.withoutAnswer(repository, tag, err)
 	}
-	up.Known = c.link(repository, tag, m)
+	up.Known = c.link(repository, tag, m, up.said())
 	return m, nil
+}
+
+// newer is what a tag pointed at when upstream was last asked from here, if that is
+// newer than what another cache remembers, or nil.
+func (c *Cache) newer(repository, tag string, up *questioned) *Manifest {
+	if up.age == 0 {
+		return nil
+	}
+	m, validated := c.last(repository, tag)
+	if m == nil || validated.Before(up.said()) {
+		return nil
+	}
+	up.Known = true
+	return dated(m, Stale, validated)
 }
 
 // withoutAnswer decides what a failed question means for a tag: an upstream
@@ -228,11 +245,11 @@ func (c *Cache) pointsAt(repository, tag string) (d digest.Digest, validated tim
 	return "", time.Time{}
 }
 
-// link records that upstream says that a tag points at m, now. It reports whether
+// link records that upstream has said then that a tag points at m. It reports whether
 // it was known to point at anything before.
-func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
-	c.validate(repository, m)
-	name, now := tagName(repository, tag), time.Now()
+func (c *Cache) link(repository, tag string, m *Manifest, now time.Time) (known bool) {
+	c.validate(repository, m, now)
+	name := tagName(repository, tag)
 	old := c.readTag(repository, tag)
 	var err error
 	if old == nil || old.Descriptor.Digest != m.Digest {
