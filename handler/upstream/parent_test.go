@@ -246,10 +246,22 @@ func TestParentAndRegistriesGetTheirOwnCredentialsOnly(t *testing.T) {
 // A parent's token server is the parent: a registry's URL is no place for its password.
 func TestParentsPasswordGoesToNoRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFamily(t, upstream.Config{Keychain: &keys{asked: make(map[string]bool)}})
-		f.parent.Fault(upstreamtest.Match{Path: "/v2/"}, challenge(`Bearer realm="http://`+host+`/token",service="x"`))
-		ask(t, f.at(t, host), "head manifest")
-		if n := f.origin.Count("", "/token"); n != 0 {
+		parent, origin := upstreamtest.NewPipe(t), upstreamtest.NewPipe(t)
+		fill(origin)
+		at, err := upstream.ParseParent("https://larder.infra")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newClient(t, "https://"+host, upstream.Config{
+			Keychain: &keys{asked: make(map[string]bool)}, Parent: at,
+			Transport: network(t, map[string]*upstreamtest.Registry{"larder.infra:443": parent, host + ":443": origin}),
+		})
+		parent.Fault(upstreamtest.Match{Path: "/v2/"}, challenge(`Bearer realm="https://`+host+`/token",service="x"`))
+		ask(t, repository(t, c), "head manifest")
+		if n := parent.Count("", "/v2/"); n == 0 {
+			t.Error("the parent was not asked")
+		}
+		if n := origin.Count("", "/token"); n != 0 {
 			t.Errorf("the registry got %d requests for the parent's token", n)
 		}
 	})
