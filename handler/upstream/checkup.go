@@ -68,7 +68,7 @@ func (c *Client) CheckUp(ctx context.Context, known *Repository, tag string) []*
 			wg.Go(func() { // ends when ctx does, at the latest
 				r, question := r, question
 				if p.parent {
-					r, question = &Repository{client: c, registry: registry}, "/v2/" // what it has is its own affair
+					r, question = &Repository{client: c, registry: Registry{Host: p.url.Host}}, "/v2/" // what it has is its own affair
 				}
 				checkup.Failed, checkup.Err = c.checkUp(ctx, checkup, r, p, question)
 				checkup.Quota = p.quota.get()
