@@ -215,7 +215,7 @@ func (c *Cache) validate(repository string, m *Manifest, now time.Time) {
 		v = c.addRight(repo, m.Digest)
 		c.pinMoved(repository, string(m.Digest))
 	}
-	if last := v.at.Time(); now.Before(last) && last.Before(time.Now()) {
+	if last := v.at.Time(); now.Before(last) && !last.After(time.Now()) {
 		now = last // nobody has set the clock back: it is another cache's memory
 	}
 	write := now.Sub(v.touched.Time()).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
