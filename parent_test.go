@@ -360,13 +360,17 @@ func TestDoctorLooksAtTheParent(t *testing.T) {
 	if _, text := l.askDoctor(t, ""); !strings.Contains(text, "ok       parent: http://"+s.parent.addr+" answers") {
 		t.Errorf("it does not say that the parent answers:\n%s", text)
 	}
+	resp, metrics := (&larder{addr: l.admin(t)}).get(t, "/metrics")
+	if want := `larder_upstream_breaker_open{host="docker.io",url="http://` + s.parent.addr + `"} 0`; resp.StatusCode != http.StatusOK || !strings.Contains(string(metrics), want) {
+		t.Errorf("the metrics, %d, do not have %s", resp.StatusCode, want)
+	}
 	s.parent.stop(t)
 	if _, text := l.askDoctor(t, ""); !strings.Contains(text, "warning  parent: http://"+s.parent.addr) || strings.Contains(text, "failed ") {
 		t.Errorf("it does not warn of the parent alone:\n%s", text)
 	}
-	resp, page := (&larder{addr: l.admin(t)}).get(t, "/")
-	if resp.StatusCode != http.StatusOK || !strings.Contains(string(page), "http://"+s.parent.addr+", the parent") {
-		t.Errorf("the status page does not show the parent: %d", resp.StatusCode)
+	_, page := (&larder{addr: l.admin(t)}).get(t, "/")
+	if !strings.Contains(string(page), "http://"+s.parent.addr+", the parent") {
+		t.Errorf("the status page does not show the parent:\n%s", page)
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 	"larder/manifestcache"
 )
 
+// What a parent says of a manifest is known to the cache by this only.
+var _ manifestcache.Relay = (*upstream.Repository)(nil)
+
 // maxTags bounds what is read of a page of tags; an upstream's may not be larger.
 const maxTags = 9 << 20
 
