@@ -133,15 +133,12 @@ func (q *questioned) account(began time.Time, err error) {
 	}
 }
 
-// said is when upstream has said what it says: now, unless another cache remembers it.
-func (q *questioned) said() time.Time { return time.Now().Add(-q.age) }
-
 // dated is for what upstream has just said of m.
 func (q *questioned) dated(m *Manifest, outcome Outcome) *Manifest {
 	if q.age > 0 {
 		outcome = Stale
 	}
-	return dated(m, outcome, q.said())
+	return dated(m, outcome, time.Now().Add(-q.age))
 }
 
 // Config says how long what is known is good. The zero Config keeps manifests
@@ -185,7 +182,8 @@ type Cache struct {
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the questions
 	flights singleflight.Group
-	checks  singleflight.Group // of large manifests, by digest
+	loads   singleflight.Group // of manifests from disk, by digest
+	changes changes
 	unkept  *semaphore.Weighted
 	due     ttl.Queue[expiring]
 	count   counters
@@ -222,7 +220,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), repins: make(chan struct{}, 1), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), repins: make(chan struct{}, 1), changes: newChanges(), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}
@@ -332,7 +330,7 @@ func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, u
 			return c.unproven(repository, d, m, err)
 		}
 		if desc.Digest == d && desc.MediaType == m.MediaType {
-			c.validate(repository, m, up.said())
+			c.validate(repository, m, up.age)
 			return up.dated(m, Revalidated), nil
 		}
 		// A HEAD does not tell. A GET does.
@@ -386,6 +384,6 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up *que
 	if up.Stored = c.store(m); up.Stored && m.Size > maxBody {
 		m.Body = nil
 	}
-	c.validate(repository, m, up.said())
+	c.validate(repository, m, up.age)
 	return up.dated(m, Miss), nil
 }
