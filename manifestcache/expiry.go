@@ -219,14 +219,11 @@ func (c *Cache) found(name string, de fs.DirEntry) (ok bool) {
 		return false
 	}
 	defer c.changes.begin(name)()
-	if ok = c.read(name); !ok && !c.there(name) {
-		return true // removed meanwhile
-	}
-	if !ok {
+	if !c.read(name) && c.there(name) { // not removed meanwhile
 		c.unread.Store(true)
 		c.schedule(&unread{name: name}, past(fi.ModTime()))
 	}
-	return ok
+	return true
 }
 
 // foundList makes a list known.

@@ -209,11 +209,11 @@ func (x *index) name(d digest.Digest) *compact.Digest {
 	return &name
 }
 
-// validate records that upstream says that the repository has m, now.
-func (c *Cache) validate(repository string, m *Manifest) {
+// validate records that upstream said then, which is now as a rule, that the
+// repository has m; unless it has said so since.
+func (c *Cache) validate(repository string, m *Manifest, now time.Time) {
 	r := newRight(repository, m.Digest)
 	defer c.changes.begin(rightName(r))()
-	now := time.Now()
 	c.mu.Lock()
 	repo := c.repository(r.repository)
 	name := !repo.recorded
@@ -222,6 +222,9 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	if v == nil {
 		v = c.addRight(repo, m.Digest)
 		c.pinMoved(repository, string(m.Digest))
+	} else if v.at.Time().After(now) && !v.at.Time().After(time.Now()) {
+		c.mu.Unlock()
+		return
 	}
 	write := now.Sub(v.touched.Time()).Abs() >= c.touchEvery() || v.mediaType != m.MediaType
 	v.at, v.mediaType = compact.TimeOf(now), shared(m.MediaType)

@@ -313,7 +313,7 @@ func (c *Cache) missed(d digest.Digest) {
 // answered counts an answer.
 func (c *Cache) answered(m *Manifest) {
 	c.count.outcomes[m.Outcome].Add(1)
-	if m.Outcome == Miss {
+	if m.Outcome == Miss || m.Outcome == SharedHit {
 		return
 	}
 	c.mu.Lock()

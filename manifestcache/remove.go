@@ -82,8 +82,8 @@ func (c *Cache) forgetAll(p *Plan) (changed map[[sha256.Size]byte]*repository, l
 }
 
 // unlink removes the file of what was taken out of the index, unless that is in it
-// again, as somebody has pulled it meanwhile. If it is not ok, it is still there
-// otherwise, and known again. again is called with mu.
+// again, as somebody has pulled it meanwhile. If this is not ok, it could not be
+// removed, and is known again. again is called with mu.
 func (c *Cache) unlink(name string, again func() bool) (gone, ok bool) {
 	defer c.changes.begin(name)()
 	c.mu.Lock()

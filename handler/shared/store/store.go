@@ -22,6 +22,9 @@ var (
 
 	// ErrUnsupported says that the store can't do this at all.
 	ErrUnsupported = errors.New("not supported by the store")
+
+	// ErrRange says that an object ends before the offset that was asked for.
+	ErrRange = errors.New("no such range")
 )
 
 // Info is what a store says of an object.
@@ -46,11 +49,12 @@ type Label struct {
 }
 
 // Store is a place for objects. Its methods may be called by several goroutines.
-// Keys are relative paths of letters, digits, "-", "_" and ".", parted by slashes.
-// Errors are those above or, wrapped in an *Error, what has gone wrong.
+// Keys are what CheckKey says, and none is another's prefix up to a slash. Errors are
+// those above or, wrapped in an *Error, what has gone wrong.
 type Store interface {
-	// Get opens an object at offset, for length bytes (-1: to the end). Info is that
-	// of the whole object. The body ends with an error if it breaks off.
+	// Get opens an object at offset, for length bytes (-1: to the end), or as many as
+	// there are. Info is that of the whole object. The body, which ends with ctx, ends
+	// with an error if it breaks off.
 	Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, Info, error)
 
 	// Head says what there is.
@@ -64,7 +68,8 @@ type Store interface {
 	Create(ctx context.Context, key string, content []byte) (version string, err error)
 
 	// Replace replaces the version of a small object, or is ErrChanged (which it also is
-	// if there is none).
+	// if there is none). Of several that come at once, one wins; but if the answer got
+	// lost, an error may stand for what was done.
 	Replace(ctx context.Context, key string, content []byte, version string) (newVersion string, err error)
 
 	// Compose makes an object of others, end to end, without their bytes coming here if
@@ -75,7 +80,7 @@ type Store interface {
 	Delete(ctx context.Context, key string) error
 
 	// List goes through the objects whose keys begin with prefix, a path that ends in a
-	// slash or "".
+	// slash or "", in no order. Labels and versions are there if they cost nothing.
 	List(ctx context.Context, prefix string) iter.Seq2[Item, error]
 
 	// SignedURL is where a client without credentials gets an object for as long as
