@@ -189,7 +189,7 @@ func TestStoreThatIsFullFailsNoPull(t *testing.T) {
 		sent, _ := shared.traffic()
 		n.pull(t, shared)
 		shared.wantSent(t, sent)
-		if s := n.Stats(); s.ReadsOut || s.Hits != 1 {
+		if s := n.Stats(); s.ReadsOut != nil || s.Hits != 1 {
 			t.Errorf("stats: %+v, want it read", s)
 		}
 	})

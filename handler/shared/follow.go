@@ -78,7 +78,7 @@ func (f *fill) await(ctx context.Context) error {
 func (f *fill) look(ctx context.Context) error {
 	err := f.watch.look(ctx)
 	switch {
-	case errors.Is(err, errOut), errors.Is(err, errVersion), f.left() <= 0:
+	case errors.Is(err, errOut), errors.Is(err, ErrVersion), f.left() <= 0:
 		f.setWay(direct)
 	case err != nil: // once is nothing
 	case !f.watch.there && f.isThere(ctx): // who had it has brought the blob

@@ -124,7 +124,7 @@ func resultOf(ctx context.Context, err error) string {
 // when that is the beginning of an outage.
 func (t *Tier) failed(op string, began time.Time, slow bool, err error) {
 	b := t.breakerOf(op)
-	if !b.fail(began, slow) {
+	if !b.fail(began, slow, err) {
 		return
 	}
 	if b == &t.reads {

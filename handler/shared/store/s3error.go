@@ -105,6 +105,8 @@ func hint(err error) string {
 		return "the name of the store's host is not known"
 	}
 	switch {
+	case errors.Is(err, errNoCredentials):
+		return "set LARDER_SHARED_ACCESS_KEY and LARDER_SHARED_SECRET_KEY, or give this machine a role"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "nobody listens there"
 	case strings.Contains(err.Error(), "HTTP response to HTTPS client"): // which has no type
