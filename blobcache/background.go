@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
-
-	"larder/blobcache/memory"
 )
 
 // ErrUnkept says that a blob is not fetched because it could not be kept.
@@ -57,47 +54,6 @@ func (c *Cache) Fill(ctx context.Context, d digest.Digest, src Source, arrived f
 		}
 	}
 	return outcome, nil
-}
-
-// Follow opens the blob d, which must be valid, for who passes it on: complete, or as it
-// arrives for somebody else. It is nil if it is neither. It is then wanted as a whole,
-// however little the others want, and nothing else is changed by it.
-func (c *Cache) Follow(ctx context.Context, d digest.Digest) (*Blob, error) {
-	if blob, err := c.Open(d); blob != nil || err != nil {
-		return blob, err
-	}
-	f := c.join(d)
-	if f == nil {
-		return nil, nil
-	}
-	leave := sync.OnceFunc(func() { c.leave(f, c.cfg.Linger) })
-	content, size, err := f.open(ctx, newWant(0, -1))
-	switch {
-	case err != nil:
-		leave()
-		return nil, err
-	case content == nil:
-		leave()
-		return &Blob{Content: memory.NewReader(f.small()), Size: size, Outcome: Join}, nil
-	}
-	refuse := func(context.Context, int64, int64) (io.ReadCloser, int64, error) { return nil, 0, ErrRefused }
-	content.leave, content.src = leave, Source{Fetch: refuse}
-	return &Blob{Content: content, Size: size, Outcome: Join}, nil
-}
-
-// join adds a reader to the fill of d, if there is one that goes on.
-func (c *Cache) join(d digest.Digest) *fill {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	f := c.fills[d]
-	if f == nil || f.parked || f.removing || f.failed() {
-		return nil
-	}
-	f.readers++
-	if f.linger != nil {
-		f.linger.Stop()
-	}
-	return f
 }
 
 // Read is how many of the fills somebody reads.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -138,6 +139,44 @@ func TestFollowerOfASmallBlobAndOfOneThatFails(t *testing.T) {
 			if data := <-got; s == small && !bytes.Equal(data, s.data) || s == wrong && len(data) >= len(s.data) {
 				t.Errorf("read %d of %d bytes", len(data), len(s.data))
 			}
+		}
+	})
+}
+
+// What is not kept is fetched for clients only: nothing may be fetched, nor be passed
+// on, for who reads along.
+func TestFollowEndsWhenTheBlobIsNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := openCache(t, t.TempDir(), blobcache.Config{})
+		var full atomic.Bool
+		c.FailWrites(func() error {
+			if full.Load() {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		s := newSource(2 << 20)
+		open := s.gate(1 << 20)
+		client, err := c.Get(t.Context(), s.digest, s.fetch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		along, err := c.Follow(t.Context(), s.digest)
+		if err != nil || along == nil {
+			t.Fatalf("a blob on its way: %v, %v", along, err)
+		}
+		full.Store(true)
+		close(open)
+		if _, err := io.Copy(io.Discard, along.Content); !errors.Is(err, blobcache.ErrUnkept) {
+			t.Errorf("reading along: %v, want %v", err, blobcache.ErrUnkept)
+		}
+		along.Content.Close()
+		if got, err := io.ReadAll(client.Content); err != nil || !bytes.Equal(got, s.data) {
+			t.Errorf("the client got %d bytes, %v", len(got), err)
+		}
+		client.Content.Close()
+		if n := len(s.offsets()); n > 2 {
+			t.Errorf("fetched %d times", n)
 		}
 	})
 }

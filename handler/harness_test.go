@@ -342,8 +342,11 @@ func (a answer) wantError(t *testing.T, status int, code string) string {
 	a.want(t, "Content-Type", "application/json")
 	a.want(t, "Content-Length", strconv.Itoa(len(a.body)))
 	a.want(t, "X-Content-Type-Options", "nosniff")
-	for _, name := range []string{"ETag", "Docker-Content-Digest", "Cache-Status", "Accept-Ranges", "Warning"} {
+	for _, name := range []string{"ETag", "Docker-Content-Digest", "Accept-Ranges", "Warning"} {
 		a.want(t, name, "")
+	}
+	if said := a.Header.Get("Cache-Status"); said != "" && (status != http.StatusNotFound || said != "larder; fwd=uri-miss; fwd-status=404") {
+		t.Errorf("Cache-Status is %q of a %d", said, status)
 	}
 	if status != http.StatusUnauthorized {
 		a.want(t, "WWW-Authenticate", "")

@@ -39,6 +39,7 @@ func setStatus(ctx context.Context, header http.Header, repo *upstream.Repositor
 	}
 	header.Set("Cache-Status", s.status())
 	if s.asked != nil {
+		header.Set("Cache-Status", behind(s.asked.Relayed, s.status()))
 		setTiming(ctx, header, s.asked.Took)
 	}
 	if s.outcome == manifestcache.Stale {
@@ -46,6 +47,21 @@ func setStatus(ctx context.Context, header http.Header, repo *upstream.Repositor
 		header.Set("Warning", fmt.Sprintf(`299 - "%s can't be asked; larder answers with what it last said, %s ago"`,
 			repo.Host(), s.age.Round(time.Second)))
 	}
+}
+
+// relayed is a blob's status, behind that of the parent that was asked for it, if it
+// was.
+func relayed(repo *upstream.Repository, own string) string {
+	before, _ := repo.Relayed()
+	return behind(before, own)
+}
+
+// behind is the Cache-Status of two caches: who is nearer to the client is last.
+func behind(before, own string) string {
+	if before == "" {
+		return own
+	}
+	return before + ", " + own
 }
 
 // status is for all that is no plain hit.

@@ -54,6 +54,16 @@ type Upstream interface {
 	GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error)
 }
 
+// Relay is an Upstream that may ask another cache in the place of a registry.
+type Relay interface {
+	Upstream
+
+	// Relayed is what that cache has said of the first answer that it gave: its
+	// Cache-Status, and how long ago the registry has said what the answer says, if
+	// that could not be asked. It is "" and 0 of other answers.
+	Relayed() (status string, age time.Duration)
+}
+
 // Outcome is how a manifest was answered.
 type Outcome uint8
 
@@ -287,9 +297,9 @@ func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, u
 			return c.unproven(ctx, d, m, up, err)
 		}
 		if desc.Digest == d && desc.MediaType == m.MediaType {
-			now := time.Now()
-			c.validate(repository, m, now)
-			return dated(m, up.confirmed(), now), nil
+			m = up.dated(m, up.confirmed())
+			c.validate(repository, m, m.validated)
+			return m, nil
 		}
 		// A HEAD does not tell. A GET does.
 	}
@@ -346,7 +356,7 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up *que
 		Body:       body,
 	}
 	c.keep(m, up)
-	now := time.Now()
-	c.validate(repository, m, now)
-	return dated(m, Miss, now), nil
+	m = up.dated(m, Miss)
+	c.validate(repository, m, m.validated)
+	return m, nil
 }

@@ -32,12 +32,13 @@ type List struct {
 	Filters     string // that upstream has applied; "": none
 	Next        string // the query that gets the next page; "": this is the last
 	Body        []byte // as upstream sent it; shared, and not for who asks the cache
+	Relayed     string // for Question
 
 	// For who asks the cache. Content is to be closed.
 	Size    int64
 	Content io.ReadSeekCloser
 	Outcome Outcome
-	Age     time.Duration // since upstream sent it
+	Age     time.Duration // since upstream sent it; of what fetch gets, 0 unless another cache has kept it
 	Asked   *Question     // what that took; nil: upstream was not asked
 	Joined  bool          // somebody else was asking already
 
@@ -136,7 +137,10 @@ func (c *Cache) fetchList(ctx context.Context, repository, name string, fetch fu
 	l, err := fetch(ctx)
 	asked := &Question{Took: time.Since(began), Err: err}
 	if err == nil {
-		l.Outcome, l.Age, l.Size, l.Asked = Miss, 0, int64(len(l.Body)), asked
+		if l.Outcome = Miss; l.Age > 0 {
+			l.Outcome = Stale
+		}
+		l.Size, l.Asked, asked.Relayed = int64(len(l.Body)), asked, l.Relayed
 		if asked.Known, asked.Stored = c.storeList(repository, name, l); asked.Stored && l.Size > maxBody {
 			l.Body = nil
 		}
@@ -228,7 +232,7 @@ func (c *Cache) openListFile(repository, name string) (*List, *os.File, fs.FileI
 func (c *Cache) storeList(repository, name string, l *List) (known, stored bool) {
 	file := listName(repository, name)
 	defer c.changes.begin(file)()
-	now := time.Now()
+	now := time.Now().Add(-l.Age)
 	data := encodeList(listKey(repository, name), l)
 	old, _, err := c.readFile(file)
 	known = err == nil

@@ -13,6 +13,7 @@ type Question struct {
 	Known   bool          // an answer of the past was there
 	Stored  bool          // what was sent is kept
 	Unasked bool          // others had the answer: upstream was not asked
+	Relayed string        // the Cache-Status of another cache that was asked; see Relay
 	Err     error         // why there is no answer
 }
 
@@ -23,10 +24,11 @@ type questioned struct {
 	repository, reference string // what the question is about
 
 	asked   bool
-	fetched bool   // it has sent the manifest
-	others  bool   // others who share know more than this cache did
-	taken   bool   // the manifest is from them
-	done    func() // ends the claim; nil: there is none
+	age     time.Duration // of what upstream says; see Relay
+	fetched bool          // it has sent the manifest
+	others  bool          // others who share know more than this cache did
+	taken   bool          // the manifest is from them
+	done    func()        // ends the claim; nil: there is none
 }
 
 // known is the outcome if upstream need not be asked.
@@ -65,4 +67,15 @@ func (q *questioned) GetManifest(ctx context.Context, reference string) (ocispec
 func (q *questioned) account(began time.Time, err error) {
 	q.Took += time.Since(began)
 	q.Err, q.asked = err, true
+	if relay, ok := q.Upstream.(Relay); ok {
+		q.Relayed, q.age = relay.Relayed()
+	}
+}
+
+// dated is for what upstream has just said of m.
+func (q *questioned) dated(m *Manifest, outcome Outcome) *Manifest {
+	if q.age > 0 {
+		outcome = Stale
+	}
+	return dated(m, outcome, time.Now().Add(-q.age))
 }

@@ -49,11 +49,14 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *ques
 	if err != nil {
 		return c.withoutAnswer(ctx, tag, up, err)
 	}
+	if m := c.newer(repository, tag, up); m != nil {
+		return m, nil
+	}
 	if desc.Digest != "" {
 		if m := c.described(ctx, desc, up); m != nil {
-			now := time.Now()
-			up.Known = c.link(repository, tag, m, now)
-			return dated(m, up.confirmed(), now), nil
+			m = up.dated(m, up.confirmed())
+			up.Known = c.link(repository, tag, m, m.validated)
+			return m, nil
 		}
 	}
 	reference := tag
@@ -72,6 +75,20 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *ques
 	}
 	up.Known = c.link(repository, tag, m, m.validated)
 	return m, nil
+}
+
+// newer is what a tag pointed at when upstream was last asked from here, if that is
+// newer than what another cache remembers, or nil.
+func (c *Cache) newer(repository, tag string, up *questioned) *Manifest {
+	if up.age == 0 {
+		return nil
+	}
+	m, validated := c.last(repository, tag)
+	if m == nil || time.Since(validated) > up.age {
+		return nil
+	}
+	up.Known = true
+	return dated(m, Stale, validated)
 }
 
 // described is the manifest that upstream has described, if it need not be fetched

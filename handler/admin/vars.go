@@ -55,7 +55,7 @@ func (m *Metrics) serveVars(w http.ResponseWriter, _ *http.Request) {
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	proxy := map[string]proxyVars{
-		"blobs":     m.totals.blobs.vars(m.from.Blobs.Stats().Fetched),
+		"blobs":     m.totals.blobs.vars(m.from.Received()),
 		"manifests": m.totals.manifests.vars(m.from.Manifests.Stats().Fetched),
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")

@@ -56,6 +56,7 @@ func (q *queue) putBack(key string, do func(ctx context.Context) error) {
 	}
 }
 
+// push reports whether there was room.
 func (q *queue) push(key string) bool {
 	select {
 	case q.keys <- key:

@@ -10,6 +10,7 @@ import (
 	"larder/blobcache"
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
+	"larder/handler/upstream/upstreamtest"
 )
 
 // eventually waits until what is done in the background is done.
@@ -55,7 +56,7 @@ func TestFleetOnRealStores(t *testing.T) {
 			}
 		},
 		"S3": func(t *testing.T) func() store.Store {
-			server := storetest.Gateway(t)
+			server := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 			return func() store.Store {
 				s, err := store.Open(server.WithPrefix("fleet"), server.Credentials)
 				if err != nil {
@@ -111,7 +112,7 @@ func TestFleetOnRealStores(t *testing.T) {
 }
 
 func TestRealStoreThatStopsInMidPull(t *testing.T) {
-	server := storetest.Gateway(t)
+	server := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 	o := newOrigin(24 << 20)
 	o.rate = 12 << 20
 	n := realMachine(t, server.Open())

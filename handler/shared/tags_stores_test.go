@@ -7,6 +7,7 @@ import (
 
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
+	"larder/handler/upstream/upstreamtest"
 	"larder/manifestcache"
 )
 
@@ -14,7 +15,7 @@ func TestTagsAndManifestsOnRealStores(t *testing.T) {
 	places := map[string]func(t *testing.T) (url string, c store.Credentials){
 		"file": func(t *testing.T) (string, store.Credentials) { return "file://" + t.TempDir(), store.Credentials{} },
 		"S3": func(t *testing.T) (string, store.Credentials) {
-			server := storetest.Gateway(t)
+			server := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 			return server.WithPrefix("fleet"), server.Credentials
 		},
 	}

@@ -19,6 +19,7 @@ import (
 
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
+	"larder/handler/upstream/upstreamtest"
 )
 
 // pattern is a content that is nowhere: each byte follows from its offset.
@@ -59,7 +60,7 @@ func TestLargeObjectsPassThrough(t *testing.T) {
 	want := digest.NewDigest(digest.SHA256, whole)
 	stores := map[string]func(t *testing.T) store.Store{
 		"s3": func(t *testing.T) store.Store {
-			gateway := storetest.Gateway(t)
+			gateway := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 			return gateway.Open()
 		},
 		"file": func(t *testing.T) store.Store { return open(t, "file://"+t.TempDir(), store.Credentials{}) },
@@ -110,7 +111,7 @@ func wantS3Error(t *testing.T, what string, err error, code, hint string) {
 }
 
 func TestS3WrongBucketAndKeys(t *testing.T) {
-	gateway := storetest.Gateway(t)
+	gateway := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 	right := gateway.Credentials
 	tests := map[string]struct {
 		url        string
@@ -146,7 +147,7 @@ func TestS3WrongBucketAndKeys(t *testing.T) {
 }
 
 func TestS3BucketRemovedUnderLoad(t *testing.T) {
-	gateway := storetest.Gateway(t)
+	gateway := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 	s := gateway.Open()
 	data := bytes.Repeat([]byte("x"), 1<<20)
 	busy := make(chan struct{}, 100)
@@ -203,7 +204,7 @@ func TestS3BucketRemovedUnderLoad(t *testing.T) {
 }
 
 func TestS3GoesAwayAndComesBack(t *testing.T) {
-	gateway := storetest.Gateway(t)
+	gateway := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 	s := gateway.Open()
 	if _, err := s.Create(t.Context(), "key", []byte("x")); err != nil {
 		t.Fatal(err)
@@ -229,7 +230,7 @@ func TestS3GoesAwayAndComesBack(t *testing.T) {
 }
 
 func TestS3SignedURL(t *testing.T) {
-	gateway := storetest.Gateway(t)
+	gateway := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 	s := open(t, gateway.WithPrefix("prefix"), gateway.Credentials)
 	if err := s.Put(t.Context(), "blobs/x", strings.NewReader("content"), store.Label{Size: 7}); err != nil {
 		t.Fatal(err)
@@ -271,7 +272,7 @@ func TestS3SignedURL(t *testing.T) {
 
 // TestS3ListsItsOwn shows that what others keep in the bucket is left alone.
 func TestS3ListsItsOwn(t *testing.T) {
-	gateway := storetest.Gateway(t)
+	gateway := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 	if _, err := open(t, gateway.WithPrefix("other"), gateway.Credentials).Create(t.Context(), "key", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +297,7 @@ func TestS3ListsItsOwn(t *testing.T) {
 }
 
 func TestS3CloseLeavesNoConnections(t *testing.T) {
-	gateway := storetest.Gateway(t)
+	gateway := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 	before := runtime.NumGoroutine()
 	s, err := store.Open(gateway.URL, gateway.Credentials)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
+	"larder/handler/upstream/upstreamtest"
 )
 
 // open returns the store at rawURL until the test ends.
@@ -23,7 +24,7 @@ func open(t *testing.T, rawURL string, creds store.Credentials) store.Store {
 }
 
 func TestS3Conforms(t *testing.T) {
-	gateway := storetest.Gateway(t)
+	gateway := storetest.Gateway(t, upstreamtest.FreeAddr(t))
 	for name, prefix := range map[string]string{"whole bucket": "", "prefix": "a/prefix"} {
 		t.Run(name, func(t *testing.T) {
 			u := gateway.WithPrefix(prefix)

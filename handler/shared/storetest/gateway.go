@@ -29,9 +29,9 @@ type Server struct {
 	process *exec.Cmd // nil: not running
 }
 
-// Gateway starts versitygw on a loopback address. Where it is not installed t is
+// Gateway starts versitygw on an address that nobody listens on. Where it is not installed t is
 // skipped; with LARDER_TEST_CLIENTS=require, as in .ci/run, that is a failure.
-func Gateway(t testing.TB) *Server {
+func Gateway(t testing.TB, address string) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("versitygw"); err != nil {
 		if os.Getenv("LARDER_TEST_CLIENTS") == "require" {
@@ -43,7 +43,7 @@ func Gateway(t testing.TB) *Server {
 		Bucket:      "bucket",
 		Credentials: store.Credentials{AccessKey: "access", SecretKey: "secret-of-the-tests"},
 		t:           t,
-		address:     freeAddress(t),
+		address:     address,
 		root:        t.TempDir(),
 	}
 	s.Endpoint = "http://" + s.address
@@ -120,14 +120,4 @@ func (s *Server) Restart() {
 			s.t.Fatalf("versitygw does not listen on %s: %v", s.address, err)
 		}
 	}
-}
-
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
 }
