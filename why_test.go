@@ -194,14 +194,17 @@ func TestWhyOfAFleet(t *testing.T) {
 	second.wantWhy(t, "docker.io/"+appName+"@"+f.img.Layers[0].Digest.String(), "miss", unless+"has it")
 	second.pull(t, "by the second")
 	second.wantWhy(t, "docker.io/"+appName+":1", "revalidated", unless+"says what another larder has heard since")
-	first.wantWhy(t, "docker.io/"+appName+":1", "revalidated", "said 0s ago; the manifest")
+	first.wantWhy(t, "docker.io/"+appName+":1", "revalidated", " ago; the manifest")
 
 	alone := f.join(t, "LARDER_SHARED_ONLY=docker.io/elsewhere/**")
 	if r := alone.wantWhy(t, "docker.io/"+appName+":1", "miss"); r.Shared != nil || strings.Contains(r.Verdict, unless) {
 		t.Errorf("what is not shared: %+v, %s", r.Shared, r.Verdict)
 	}
 	lost := f.join(t, "LARDER_SHARED=file://"+f.dir+"/not-there")
-	lost.pull(t, "without a store")
+	eventually(t, "the store to be left alone", func() bool {
+		lost.ask(appPath+"manifests/none", "")
+		return lost.metric(t, "larder_shared_breaker_open", "read") == 1
+	})
 	if r := lost.wantWhy(t, "docker.io/"+appName+":2", "miss"); r.Shared.State != "left alone" || !strings.Contains(r.Shared.Cause, "not-there") || strings.Contains(r.Verdict, unless) {
 		t.Errorf("a store that is not there: %+v, %s", r.Shared, r.Verdict)
 	}

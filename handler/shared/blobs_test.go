@@ -164,7 +164,7 @@ func TestNoRequestWaitsForAStoreThatIsDown(t *testing.T) {
 		if got := requests(m); got > 2*tripFailures {
 			t.Errorf("%d requests to a store that is down", got)
 		}
-		if settled(); n.logs.FilterMessage("the shared store does not answer; going on without").Len() != 1 {
+		if settled(); n.logs.FilterMessage("the shared store can't be read; going on without").Len() != 1 {
 			t.Errorf("log: %v", n.logs.All())
 		}
 	})

@@ -129,7 +129,7 @@ func (t *Tier) failed(op string, began time.Time, slow bool, err error) {
 	}
 	if b == &t.reads {
 		t.version.checkAgain() // it may come back as another one
-		t.log.Warn("the shared store does not answer; going on without", zap.Stringer("store", t.store), zap.String("op", op), zap.Error(err))
+		t.log.Warn("the shared store can't be read; going on without", zap.Stringer("store", t.store), zap.String("op", op), zap.Error(err))
 		return
 	}
 	t.log.Warn("the shared store takes nothing; what is new is not shared", zap.Stringer("store", t.store), zap.String("op", op), zap.Error(err))

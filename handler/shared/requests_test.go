@@ -39,7 +39,7 @@ func TestQuickFailuresInARowTakeTheStoreOut(t *testing.T) {
 		if got := m.Count().Requests[storetest.Head]; got != 1+tripFailures {
 			t.Errorf("%d requests, want %d: the breaker opens", got, 1+tripFailures)
 		}
-		if warned := logs.FilterMessage("the shared store does not answer; going on without"); warned.Len() != 1 || !strings.Contains(fmt.Sprint(warned.All()[0].ContextMap()), "is it running?") {
+		if warned := logs.FilterMessage("the shared store can't be read; going on without"); warned.Len() != 1 || !strings.Contains(fmt.Sprint(warned.All()[0].ContextMap()), "is it running?") {
 			t.Errorf("log: %v, want one line with a hint", logs.All())
 		}
 		down.Store(false)
