@@ -22,6 +22,9 @@ var (
 
 	// ErrUnsupported says that the store can't do this at all.
 	ErrUnsupported = errors.New("not supported by the store")
+
+	// ErrRange says that an object ends before the offset that was asked for.
+	ErrRange = errors.New("no such range")
 )
 
 // Info is what a store says of an object.
@@ -46,11 +49,12 @@ type Label struct {
 }
 
 // Store is a place for objects. Its methods may be called by several goroutines.
-// Keys are relative paths of letters, digits, "-", "_" and ".", parted by slashes.
-// Errors are those above or, wrapped in an *Error, what has gone wrong.
+// Keys are what CheckKey says. Errors are those above or, wrapped in an *Error, what
+// has gone wrong.
 type Store interface {
-	// Get opens an object at offset, for length bytes (-1: to the end). Info is that
-	// of the whole object. The body ends with an error if it breaks off.
+	// Get opens an object at offset, for length bytes (-1: to the end), or as many as
+	// there are. Info is that of the whole object. The body, which ends with ctx, ends
+	// with an error if it breaks off.
 	Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, Info, error)
 
 	// Head says what there is.

@@ -1,0 +1,108 @@
+package shared
+
+import (
+	"sync"
+	"time"
+)
+
+const (
+	// tripFailures is how many quick failures in a row open a breaker. One that took
+	// all the time there is does so at once.
+	tripFailures = 5
+
+	// firstRest is how long an open breaker lets nobody through. It doubles with each
+	// probe that takes too long.
+	firstRest = 5 * time.Second
+	maxRest   = time.Minute
+)
+
+// breaker keeps requests from a store that does not answer them, so that its silence
+// costs one request a timeout at a time, not everybody. When it has rested, one
+// request is let through as a probe. The zero breaker is closed.
+//
+// upstream has another one, which knows of Retry-After, handshakes and answers that
+// tell which of two is better: none of it is a store's.
+type breaker struct {
+	mu       sync.Mutex    // guards what follows
+	failures int           // in a row
+	answered time.Time     // the last success
+	failed   time.Time     // the last failure
+	rest     time.Duration // 0: closed
+	until    time.Time     // nobody is let through
+	probing  bool
+	trips    int64
+}
+
+// begin lets a request through, or not. One that was let through must come to an end:
+// succeed, fail or cancel.
+func (b *breaker) begin() (through bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rest == 0 {
+		return true
+	}
+	if b.probing || time.Now().Before(b.until) {
+		return false
+	}
+	b.probing = true
+	return true
+}
+
+// succeed closes the breaker, and reports whether it was open.
+func (b *breaker) succeed() (closed bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	closed = b.rest > 0
+	b.failures, b.rest, b.probing, b.answered = 0, 0, false, time.Now()
+	return closed
+}
+
+// fail notes that a request, put at began, had no answer. It is not believed if there
+// was an answer since; failures that overlap are one. It reports whether nobody is
+// let through from now on.
+func (b *breaker) fail(began time.Time, slow bool) (opened bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.answered.After(began) || b.failed.After(began) && !b.probing {
+		return false
+	}
+	b.failures++
+	b.failed, b.probing = time.Now(), false
+	switch {
+	case b.rest > 0 && slow:
+		b.rest = min(2*b.rest, maxRest)
+	case b.rest > 0:
+		b.rest = firstRest
+	case slow, b.failures >= tripFailures:
+		b.rest, opened = firstRest, true
+		b.trips++
+	}
+	b.until = b.failed.Add(b.rest)
+	return opened
+}
+
+// cancel ends a probe without a verdict.
+func (b *breaker) cancel() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.probing = false
+}
+
+// left is how long nobody is let through yet.
+func (b *breaker) left() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rest == 0 {
+		return 0
+	}
+	if b.probing {
+		return max(time.Until(b.until), time.Second)
+	}
+	return max(time.Until(b.until), 0)
+}
+
+func (b *breaker) stats() (open bool, trips int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rest > 0, b.trips
+}

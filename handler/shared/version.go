@@ -1,0 +1,126 @@
+package shared
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"larder/handler/shared/store"
+)
+
+// errVersion says that the store is used by something else than this larder knows. It
+// is left alone for good.
+var errVersion = errors.New("the shared store is not of this version of larder")
+
+// version is what is known of the tier's object of this name. It is looked at before
+// anything else is asked, and again when the store comes back after an outage.
+type version struct {
+	mu       sync.Mutex // guards what follows
+	right    bool
+	wrong    bool          // for good
+	checking chan struct{} // closed when who looks has looked; nil: nobody does
+}
+
+// admit makes sure that the tier is one that this larder understands.
+func (t *Tier) admit(ctx context.Context) error {
+	for v := &t.version; ; {
+		v.mu.Lock()
+		right, wrong, checking := v.right, v.wrong, v.checking
+		mine := !right && !wrong && checking == nil
+		if mine {
+			checking = make(chan struct{})
+			v.checking = checking
+		}
+		v.mu.Unlock()
+		switch {
+		case right:
+			return nil
+		case wrong:
+			return errVersion
+		case mine:
+			err := t.checkVersion(ctx)
+			v.mu.Lock()
+			v.right, v.wrong, v.checking = err == nil, errors.Is(err, errVersion), nil
+			v.mu.Unlock()
+			close(checking)
+			return err
+		}
+		if out, _ := t.reads.stats(); out { // who looks may take long
+			return errOut
+		}
+		select {
+		case <-checking:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// checkAgain has the version looked at before the next request.
+func (v *version) checkAgain() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.right = false
+}
+
+func (v *version) isWrong() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.wrong
+}
+
+// checkVersion looks at the object, and makes it if there is none.
+func (t *Tier) checkVersion(ctx context.Context) error {
+	found, err := t.readVersion(ctx)
+	if errors.Is(err, store.ErrNotExist) {
+		err = t.makeVersion(ctx)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, store.ErrChanged) { // another node was first
+			found, err = t.readVersion(ctx)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("version of the shared store: %w", err)
+	}
+	if found != content {
+		t.log.Error("the shared store is left alone: it is used by something else, or by another version of larder; give this fleet a prefix of its own",
+			zap.Stringer("store", t.store), zap.String("version", found), zap.String("want", content))
+		return errVersion
+	}
+	return nil
+}
+
+func (t *Tier) readVersion(ctx context.Context) (string, error) {
+	var found string
+	err := t.request(ctx, "get", t.limit(0), func(ctx context.Context) error {
+		body, _, err := t.store.Get(ctx, versionKey, 0, -1)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		data, err := io.ReadAll(io.LimitReader(body, 64))
+		found = string(data)
+		return err
+	})
+	return found, err
+}
+
+func (t *Tier) makeVersion(ctx context.Context) error {
+	err := t.request(ctx, "create", t.limit(0), func(ctx context.Context) error {
+		_, err := t.store.Create(ctx, versionKey, []byte(content))
+		return err
+	})
+	if errors.Is(err, store.ErrUnsupported) {
+		err = t.request(ctx, "put", t.limit(0), func(ctx context.Context) error {
+			return t.store.Put(ctx, versionKey, strings.NewReader(content), store.Label{Size: int64(len(content))})
+		})
+	}
+	return err
+}
