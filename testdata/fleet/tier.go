@@ -115,8 +115,8 @@ func (t *tier) requests(nodes []*node) (map[string]int, error) {
 	return nil, nil
 }
 
-// operation is what a line of an access log in S3's format says was done.
-var operation = regexp.MustCompile(` (?:REST|BATCH)\.(\S+) `)
+// operation is what a line of the gateway's access log says was asked for.
+var operation = regexp.MustCompile(` s3_(\w+) `)
 
 // logged counts the operations of an access log.
 func logged(r io.Reader) (map[string]int, error) {
