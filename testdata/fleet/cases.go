@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -16,8 +17,15 @@ import (
 // repository is where the image is.
 const repository = "fleet/app"
 
-// shares are the sizes of the image's layers, of 1000.
-func shares() []int64 { return []int64{300, 200, 160, 120, 100, 60, 40, 20} }
+// shares are the sizes of the image's layers, of 1000. Those of a small image are alike:
+// layers of less than 4 MiB are not leased.
+func shares(image int64) []int64 {
+	const small = 250e6
+	if image < small {
+		return slices.Repeat([]int64{125}, 8)
+	}
+	return []int64{300, 200, 160, 120, 100, 60, 40, 20}
+}
 
 // atOnce is how many layers a client asks for at once, as containerd does.
 const atOnce = 3
@@ -95,7 +103,7 @@ func image(c *rig.Content, size int64) (rig.Load, error) {
 		return nil, err
 	}
 	blobs := []rig.Object{config}
-	for _, share := range shares() {
+	for _, share := range shares(size) {
 		b, err := c.Blob(repository, size*share/1000)
 		if err != nil {
 			return nil, err
@@ -125,28 +133,40 @@ type node struct {
 
 // start starts larders with empty caches.
 func (f *fleet) start(ctx context.Context, larder string, nodes int, dir string) error {
+	const tries = 3 // connections of others may take a port that was free
 	for i := range nodes {
-		addr, err := rig.FreeAddr()
-		if err != nil {
-			return err
+		n, err := f.startNode(ctx, larder, filepath.Join(dir, fmt.Sprint(i)))
+		for range tries - 1 {
+			if err == nil {
+				break
+			}
+			n, err = f.startNode(ctx, larder, filepath.Join(dir, fmt.Sprint(i)))
 		}
-		admin, err := rig.FreeAddr()
-		if err != nil {
-			return err
-		}
-		home := filepath.Join(dir, fmt.Sprint(i))
-		if err := os.MkdirAll(home, 0o755); err != nil {
-			return err
-		}
-		p, err := rig.StartProcess(ctx, rig.CommandLarder(larder, append(f.tier.environ(),
-			"LARDER_ADDR="+addr, "LARDER_ADMIN_ADDR="+admin, "LARDER_CACHE_DIR="+filepath.Join(home, "cache"),
-			"LARDER_UPSTREAMS=registry.test=http://"+f.up.Addr, "LARDER_TAG_TTL=10m")...), addr, filepath.Join(home, "output"))
 		if err != nil {
 			return fmt.Errorf("larder: %w", err)
 		}
-		f.nodes = append(f.nodes, &node{p, admin})
+		f.nodes = append(f.nodes, n)
 	}
 	return nil
+}
+
+func (f *fleet) startNode(ctx context.Context, larder, home string) (*node, error) {
+	addr, err := rig.FreeAddr()
+	if err != nil {
+		return nil, err
+	}
+	admin, err := rig.FreeAddr()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(home, 0o755); err != nil {
+		return nil, err
+	}
+	cmd := rig.CommandLarder(larder, append(f.tier.environ(),
+		"LARDER_ADDR="+addr, "LARDER_ADMIN_ADDR="+admin, "LARDER_CACHE_DIR="+filepath.Join(home, "cache"),
+		"LARDER_UPSTREAMS=registry.test=http://"+f.up.Addr, "LARDER_TAG_TTL=10m")...)
+	p, err := rig.StartProcess(ctx, cmd, addr, filepath.Join(home, "output"))
+	return &node{p, admin}, err
 }
 
 func (f *fleet) stop() {
