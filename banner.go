@@ -37,6 +37,9 @@ func (p *program) greet(ctx context.Context) {
 	for _, r := range p.cfg.upstreams {
 		upstreams = append(upstreams, located(r))
 	}
+	if p.cfg.parent != nil {
+		upstreams = append(upstreams, "by way of "+p.cfg.parent.String())
+	}
 	scheme := "http"
 	if p.cfg.TLSCert != "" {
 		scheme = "https"

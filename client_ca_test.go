@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
-	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -106,13 +105,7 @@ func startTLS(t *testing.T, ca *authority, environ ...string) (l *larder, caFile
 	cert, key := writePair(t, t.TempDir(), "larder")
 	caFile = writeFile(t, filepath.Join(t.TempDir(), "ca.pem"), ca.pem())
 	l = runLarder(t, nil, append([]string{"LARDER_TLS_CERT=" + cert, "LARDER_TLS_KEY=" + key, "LARDER_CLIENT_CA=" + caFile}, environ...)...)
-	eventually(t, "larder to listen", func() bool {
-		conn, err := net.Dial("tcp", l.addr)
-		if err != nil {
-			return false
-		}
-		return conn.Close() == nil
-	})
+	eventually(t, "larder to start", func() bool { return strings.Contains(l.stderr.String(), `"larder started"`) }) // on both of its ports
 	return l, caFile
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
@@ -26,6 +27,7 @@ type config struct {
 	Addr         string `env:"LARDER_ADDR" envDefault:"127.0.0.1:5000"`
 	AdminAddr    string `env:"LARDER_ADMIN_ADDR"`
 	UpstreamList string `env:"LARDER_UPSTREAMS" envDefault:"docker.io"`
+	ParentURL    string `env:"LARDER_PARENT"`
 	CacheDir     string `env:"LARDER_CACHE_DIR"`
 
 	Allow string `env:"LARDER_ALLOW"`
@@ -62,6 +64,15 @@ type config struct {
 	Warm          string    `env:"LARDER_WARM"`
 	WarmPlatforms platforms `env:"LARDER_WARM_PLATFORMS"`
 
+	Shared          string        `env:"LARDER_SHARED"`
+	SharedAccessKey string        `env:"LARDER_SHARED_ACCESS_KEY"`
+	SharedSecretKey string        `env:"LARDER_SHARED_SECRET_KEY" secret:"yes"`
+	SharedOnly      string        `env:"LARDER_SHARED_ONLY"`
+	SharedTimeout   time.Duration `env:"LARDER_SHARED_TIMEOUT" envDefault:"2s"`
+	SharedWait      time.Duration `env:"LARDER_SHARED_WAIT" envDefault:"30s"`
+	SharedRate      size          `env:"LARDER_SHARED_RATE" envDefault:"0"`
+	Redirect        bool          `env:"LARDER_REDIRECT" envDefault:"false"`
+
 	TLSCert  string `env:"LARDER_TLS_CERT"`
 	TLSKey   string `env:"LARDER_TLS_KEY"`
 	ClientCA string `env:"LARDER_CLIENT_CA"`
@@ -92,8 +103,10 @@ type config struct {
 	DoctorReference string `env:"LARDER_DOCTOR_REFERENCE"`
 
 	upstreams   []upstream.Registry // of UpstreamList
+	parent      *url.URL            // of ParentURL; nil: none
 	access      handler.Access      // of Allow and Deny
 	pins        handler.ImageGlobs  // of Pin
+	shared      handler.Globs       // of SharedOnly
 	middlewares []string            // of Middleware
 	settings    map[string]string   // of middlewares: variables of their own
 	given       map[string]string   // the variables that are set, as they are

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -24,6 +25,9 @@ func (c *config) check() (problems []error) {
 	} else {
 		problems = append(problems, c.checkGlobs()...)
 	}
+	if err := c.checkParent(); err != nil {
+		bad("LARDER_PARENT: %w", err)
+	}
 	problems = append(problems, c.Quotas.check(c.upstreams)...)
 	problems = append(problems, c.checkMiddleware()...)
 	problems = append(problems, c.checkAuth()...)
@@ -34,10 +38,27 @@ func (c *config) check() (problems []error) {
 		}
 		c.CacheDir = filepath.Join(dir, "larder")
 	}
-	for _, check := range []func() []error{c.checkDurations, c.checkAddresses, c.checkLogs, c.checkSecrets} {
+	for _, check := range []func() []error{c.checkDurations, c.checkAddresses, c.checkLogs, c.checkSecrets, c.checkShared} {
 		problems = append(problems, check()...)
 	}
 	return problems
+}
+
+// checkParent needs the upstreams.
+func (c *config) checkParent() (err error) {
+	if c.ParentURL == "" {
+		return nil
+	}
+	if c.parent, err = upstream.ParseParent(c.ParentURL); err != nil {
+		return err
+	}
+	// What one of them may be told, the other may not, and both go by their hosts.
+	for _, r := range c.upstreams {
+		if r.Host == c.parent.Host || slices.ContainsFunc(r.URLs, func(u *url.URL) bool { return u.Host == c.parent.Host }) {
+			return fmt.Errorf("it is where LARDER_UPSTREAMS has %s", r.Host)
+		}
+	}
+	return nil
 }
 
 // checkDurations finds times that can not be.
@@ -54,6 +75,7 @@ func (c *config) checkDurations() (problems []error) {
 		{"LARDER_SHUTDOWN_GRACE", c.ShutdownGrace},
 		{"LARDER_PREFETCH_TIMEOUT", c.PrefetchTimeout},
 		{"LARDER_SCRUB_INTERVAL", c.ScrubInterval},
+		{"LARDER_SHARED_WAIT", c.SharedWait},
 	} {
 		if field.d < 0 {
 			bad("%s: %v is negative", field.name, field.d)
@@ -140,13 +162,45 @@ func (c *config) checkReference() error {
 	return err
 }
 
+// checkShared finds what can be no store, or has none.
+func (c *config) checkShared() (problems []error) {
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if c.Shared == "" {
+		for _, v := range []struct {
+			name string
+			set  bool
+		}{
+			{"LARDER_REDIRECT", c.Redirect},
+			{"LARDER_SHARED_ONLY", c.SharedOnly != ""},
+			{"LARDER_SHARED_ACCESS_KEY", c.SharedAccessKey != ""},
+			{"LARDER_SHARED_SECRET_KEY", c.SharedSecretKey != ""},
+		} {
+			if v.set {
+				bad("%s: set without LARDER_SHARED", v.name)
+			}
+		}
+		return problems
+	}
+	if (c.SharedAccessKey == "") != (c.SharedSecretKey == "") {
+		bad("LARDER_SHARED_ACCESS_KEY, LARDER_SHARED_SECRET_KEY: one is set without the other")
+	} else if s, err := c.openStore(); err != nil {
+		bad("LARDER_SHARED: %w", err)
+	} else if err := s.Close(); err != nil {
+		bad("LARDER_SHARED: %w", err)
+	}
+	if c.SharedTimeout <= 0 {
+		bad("LARDER_SHARED_TIMEOUT: %v is no time", c.SharedTimeout)
+	}
+	return problems
+}
+
 // checkGlobs needs the upstreams.
 func (c *config) checkGlobs() (problems []error) {
 	for _, list := range []struct {
 		variable, value string
 		globs           *handler.Globs
 	}{
-		{"LARDER_ALLOW", c.Allow, &c.access.Allow}, {"LARDER_DENY", c.Deny, &c.access.Deny},
+		{"LARDER_ALLOW", c.Allow, &c.access.Allow}, {"LARDER_DENY", c.Deny, &c.access.Deny}, {"LARDER_SHARED_ONLY", c.SharedOnly, &c.shared},
 	} {
 		if list.value == "" {
 			continue

@@ -32,6 +32,7 @@ var errUnwell = errors.New("not all is well")
 func (c *config) upstreamConfig() upstream.Config {
 	return upstream.Config{
 		Registries: c.upstreams,
+		Parent:     c.parent,
 		Keychain: &auth.Keychain{
 			Host: c.upstreams[0].Host, Username: c.Username, Password: c.Password, PasswordFile: c.PasswordFile,
 		},
@@ -52,11 +53,17 @@ func (c *config) examine(ctx context.Context, listeners []doctor.Listener, cache
 	if reference == "" {
 		reference = cached
 	}
-	report := doctor.Examine(ctx, doctor.Config{
+	cfg := doctor.Config{
 		Version: version(), Upstreams: upstreams, CacheDir: c.CacheDir, MinFree: blobcache.Limit(c.MinFree),
 		Listeners: listeners, Reference: reference, Pull: pull, NoPull: noPull,
-	})
-	return report, upstreams.Close()
+	}
+	if c.Shared != "" {
+		if cfg.Shared, err = c.openStore(); err != nil {
+			return nil, errors.Join(err, upstreams.Close())
+		}
+		defer cfg.Shared.Close()
+	}
+	return doctor.Examine(ctx, cfg), upstreams.Close()
 }
 
 // listenersAt are larder's, at these addresses.

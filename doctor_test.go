@@ -35,7 +35,7 @@ func TestDoctorOfARunningLarder(t *testing.T) {
 	}
 	for _, want := range []string{
 		"ok       upstream docker.io: http://" + hub.addr + " answers, and takes larder's credentials", "sign in",
-		"ok       listener registry", "ok       listener admin", "ok       cache directory", "ok       cache disk", "write 16 MiB",
+		"ok       listener registry", "ok       listener admin", "ok       cache directory", "cache disk: ", "/s, with fsync", "write 16 MiB", // how fast is the machine's business
 		"ok       pull through larder: " + hubName + ":1",
 	} {
 		if !strings.Contains(text, want) {

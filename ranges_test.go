@@ -263,8 +263,8 @@ func TestParallelLayerFetchCostsUpstreamTheBlobOnce(t *testing.T) {
 	chunks.Wait()
 	l.stop(t)
 	// When a fetch takes over the rest of another, what is on its way there comes
-	// twice: nothing to speak of, unless the machine is busy.
-	if sent := sentOf(hub, path); sent < size || sent > size+size/20 {
+	// twice: nothing to speak of, and what sockets hold of each if the machine is busy.
+	if sent := sentOf(hub, path); sent < size || sent > size+size/5 {
 		t.Errorf("upstream sent %d bytes of a blob of %d", sent, size)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"larder/handler/admin"
 	"larder/handler/admin/setup"
 	"larder/handler/middleware"
+	"larder/handler/shared"
 	"larder/handler/upstream"
 	"larder/handler/warm"
 	"larder/manifestcache"
@@ -48,6 +49,7 @@ type program struct {
 	upstreams  *upstream.Client
 	blobs      *blobcache.Cache
 	manifests  *manifestcache.Cache
+	shared     *shared.Tier // nil: none
 	handler    *handler.Handler
 	warmer     *warm.Warmer
 	warmList   func() []string // nil: there is none
@@ -117,7 +119,7 @@ func (p *program) open() (err error) {
 	}
 	metrics.Collect(admin.Sources{
 		Blobs: p.blobs, Manifests: p.manifests, Memory: p.memory, Upstreams: p.upstreams, Limit: &p.limit, Warmer: p.warmer, AuditLost: p.audit.lostRecords,
-		Prefetched: p.handler.Prefetched,
+		Prefetched: p.handler.Prefetched, Shared: p.shared, Received: p.handler.Received,
 	})
 	secure, err := p.tlsConfig()
 	if err != nil {
@@ -148,11 +150,14 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 	if err != nil {
 		return err
 	}
+	if err := p.openShared(metrics); err != nil {
+		return err
+	}
 	manifests, err := p.dir.sub("manifests")
 	if err != nil {
 		return err
 	}
-	p.manifests, err = manifestcache.Open(manifests, manifestcache.Config{
+	cfg := manifestcache.Config{
 		TTL:     p.cfg.ManifestTTL,
 		TagTTL:  p.cfg.TagTTL,
 		ListTTL: p.cfg.ListTTL,
@@ -165,7 +170,11 @@ func (p *program) openCaches(metrics *admin.Metrics) error {
 		Hold:    p.blobs.Hold,
 		Memory:  p.memory,
 		Observe: metrics.Stored("manifest"), Logger: p.log.Named("manifests"),
-	})
+	}
+	if p.shared != nil { // or it would be one that is nil
+		cfg.Shared = p.shared
+	}
+	p.manifests, err = manifestcache.Open(manifests, cfg)
 	return err
 }
 
@@ -182,7 +191,7 @@ func (p *program) registry(metrics *admin.Metrics) (http.Handler, error) {
 	if opts.Tokens, err = p.tokens(access); err != nil {
 		return nil, err
 	}
-	cfg := handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests}
+	cfg := handler.Config{Upstreams: p.upstreams, Blobs: p.blobs, Manifests: p.manifests, Shared: p.shared, Redirect: p.cfg.Redirect}
 	if p.cfg.Prefetch == prefetchManifest {
 		cfg.Prefetch = p.cfg.PrefetchTimeout
 	}
@@ -217,7 +226,7 @@ func (p *program) passwords(variable, path string) (opts middleware.Options, err
 // control is what shows and prunes the cache.
 func (p *program) control() *admin.Control {
 	return &admin.Control{
-		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Warmer: p.warmer,
+		Blobs: p.blobs, Manifests: p.manifests, Upstreams: p.upstreams, Warmer: p.warmer, Shared: p.shared,
 		Addr: p.servers[0].listener.Addr().String(), Denied: p.cfg.denied,
 		Pins: warm.Split(p.cfg.Pin),
 		Glob: func(pattern string) (func(string) bool, error) {
@@ -253,6 +262,9 @@ func (p *program) serve(ctx context.Context) error {
 		_ = p.blobs.Run(ctx)
 	})
 	p.background.Go(func() { _ = p.blobs.Scrub(ctx) })
+	if p.shared != nil {
+		p.background.Go(func() { p.runShared(ctx) })
+	}
 	p.background.Go(func() { p.tidy(ctx) })
 	p.background.Go(func() { p.checkCredentials(ctx) })
 	if p.audit != nil {
@@ -274,7 +286,7 @@ func (p *program) serve(ctx context.Context) error {
 		p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
 			zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 			zap.Bool("password", p.cfg.Htpasswd != ""),
-			zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList))
+			zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList), zap.String("parent", p.cfg.ParentURL))
 	}
 	p.tellSystemd(daemon.SdNotifyReady, "STATUS=answering on "+p.servers[0].listener.Addr().String())
 	<-ctx.Done()
@@ -358,6 +370,9 @@ func (p *program) close() error {
 	}
 	if p.manifests != nil {
 		errs = append(errs, p.manifests.Close())
+	}
+	if p.shared != nil { // the caches' fills and questions use it
+		errs = append(errs, p.shared.Close())
 	}
 	if p.upstreams != nil {
 		errs = append(errs, p.upstreams.Close())

@@ -73,6 +73,11 @@ func (o Outcome) String() string {
 type Source struct {
 	Fetch Fetch
 	Owner string // for the quotas; "" is nobody
+	Wrong func() // called when the bytes that came are not the blob's; nil: nobody is
+
+	// Ended, unless it is nil, is told when the fill that was begun with this source
+	// is over: nil if the blob is on disk. It must not wait.
+	Ended func(err error)
 
 	background bool // nobody reads what is fetched; see Fill
 }

@@ -107,10 +107,7 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 		if f.parked || f.failed() {
 			return f, parking, nil
 		}
-		f.readers++
-		if f.linger != nil {
-			f.linger.Stop()
-		}
+		f.join()
 		if !src.background {
 			f.isRead()
 		}
@@ -149,6 +146,14 @@ func (c *Cache) joinOrStart(d digest.Digest, src Source) (*fill, Outcome, error)
 	c.fills[d] = f
 	c.wg.Go(func() { c.run(f) })
 	return f, Miss, nil
+}
+
+// join adds a reader. Needs Cache.mu.
+func (f *fill) join() {
+	f.readers++
+	if f.linger != nil {
+		f.linger.Stop()
+	}
 }
 
 // goOnWith makes f the fill of what is on disk. Needs Cache.mu.
@@ -225,7 +230,7 @@ func (c *Cache) run(f *fill) {
 		err = fmt.Errorf("%w: %w", errDamaged, err)
 		c.count.damaged.Add(1)
 	case errors.Is(err, ErrDigest):
-		c.count.mismatches.Add(1)
+		c.mismatch(f.source)
 	}
 	f.update(func() {
 		if f.err = err; err == nil {
@@ -238,6 +243,20 @@ func (c *Cache) run(f *fill) {
 	kept := c.settle(f, err)
 	if c.over(f, kept, err) {
 		c.bury(f)
+	}
+	if err == nil && kept == nil {
+		err = ErrUnkept
+	}
+	if f.source.Ended != nil {
+		f.source.Ended(err)
+	}
+}
+
+// mismatch notes that a source has sent wrong bytes, before anybody asks it again.
+func (c *Cache) mismatch(src Source) {
+	c.count.mismatches.Add(1)
+	if src.Wrong != nil {
+		src.Wrong()
 	}
 }
 

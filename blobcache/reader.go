@@ -147,6 +147,9 @@ func (r *reader) Read(p []byte) (int, error) {
 // moveOn leaves a fill that won't have more than was read, up to offset, for a
 // pass. What was read from the start is hashed again for that.
 func (r *reader) moveOn(offset int64) error {
+	if r.src.Fetch == nil {
+		return ErrUnkept // see Follow
+	}
 	r.fill.mu.Lock()
 	w := *r.want
 	r.fill.mu.Unlock()

@@ -10,9 +10,13 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"larder/blobcache"
+	"larder/handler/shared"
 	"larder/handler/upstream"
 	"larder/manifestcache"
 )
+
+// What a parent says of a manifest is known to the cache by this only.
+var _ manifestcache.Relay = (*upstream.Repository)(nil)
 
 // maxTags bounds what is read of a page of tags; an upstream's may not be larger.
 const maxTags = 9 << 20
@@ -49,9 +53,9 @@ func (h *Handler) knows(repo *upstream.Repository, reference string) bool {
 // manifest is what a client gets for a valid reference.
 func (h *Handler) manifest(ctx context.Context, repo *upstream.Repository, reference string) (m *manifestcache.Manifest, err error) {
 	if isDigest(reference) {
-		m, err = h.manifests.ByDigest(ctx, repo.String(), digest.Digest(reference), repo)
+		m, err = h.manifests.ByDigest(ctx, repo.String(), digest.Digest(reference), repo.Anew())
 	} else {
-		m, err = h.manifests.ByTag(ctx, repo.String(), reference, repo)
+		m, err = h.manifests.ByTag(ctx, repo.String(), reference, repo.Anew())
 	}
 	if err != nil {
 		return nil, err
@@ -69,7 +73,7 @@ func isDigest(reference string) bool { return strings.Contains(reference, ":") }
 // blobcache.Cache.Fill.
 func (h *Handler) Fill(ctx context.Context, repo *upstream.Repository, d digest.Digest, arrived func(have, size int64)) (blobcache.Outcome, error) {
 	for {
-		outcome, err := h.blobs.Fill(ctx, d, h.source(repo, d), arrived)
+		outcome, err := h.blobs.Fill(ctx, d, h.source(repo.Anew(), d, shared.Whole), arrived)
 		if !ofOthers(err, repo) {
 			return outcome, err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -13,6 +14,7 @@ import (
 	"larder/blobcache"
 	"larder/handler/errcode"
 	"larder/handler/middleware"
+	"larder/handler/shared"
 	"larder/handler/upstream"
 	"larder/manifestcache"
 )
@@ -30,6 +32,11 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 		defer cancel(nil)
 		defer late.Stop()
 		return h.headBlob(ctx, w, r, repo, d)
+	}
+	if h.redirect {
+		if done, err := h.redirectBlob(w, r, repo, d); done || err != nil {
+			return err
+		}
 	}
 	a, isWhole := whole(r, d)
 	if isWhole && h.answers.again(a) {
@@ -93,7 +100,7 @@ func (h *Handler) waitForBlob(
 // sendBlob answers with an open blob.
 func sendBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository, d digest.Digest, blob *blobcache.Blob) error {
 	middleware.NoteOf(r.Context()).Outcome = blob.Outcome.String()
-	blobHeader(w.Header(), d, blobStatus(blob))
+	blobHeader(w.Header(), d, relayed(repo, blobStatus(blob)))
 	setTiming(r.Context(), w.Header(), blob.Waited)
 	if blob.Size < 0 && !r.ProtoAtLeast(1, 1) {
 		// Without a length and without chunks, a broken answer would look whole.
@@ -112,7 +119,11 @@ func sendBlob(w http.ResponseWriter, r *http.Request, repo *upstream.Repository,
 // getBlob opens the blob for who wants length bytes (-1: all) from offset, and
 // makes sure that it is the repository's.
 func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d digest.Digest, offset, length int64) (*blobcache.Blob, error) {
-	src := h.source(repo, d)
+	wanted := shared.Part
+	if offset == 0 && length < 0 {
+		wanted = shared.Whole
+	}
+	src := h.source(repo, d, wanted)
 	for {
 		blob, err := h.blobs.GetRange(ctx, d, offset, length, src)
 		if ofOthers(err, repo) {
@@ -138,9 +149,18 @@ func ofOthers(err error, repo *upstream.Repository) bool {
 	return ok && e.Repository != repo.String()
 }
 
-// source is where a blob of the repository comes from.
-func (h *Handler) source(repo *upstream.Repository, d digest.Digest) blobcache.Source {
-	fetch := func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
+// source is where a blob of the repository comes from, for who wants that much of it.
+func (h *Handler) source(repo *upstream.Repository, d digest.Digest, wanted shared.Wanted) blobcache.Source {
+	src := blobcache.Source{Fetch: h.fetch(repo, d), Owner: repo.String(), Wrong: repo.Distrust}
+	if h.shared != nil {
+		src.Fetch, src.Ended = h.shareBlob(repo, d, wanted, src.Fetch)
+	}
+	return src
+}
+
+// fetch gets a blob from upstream.
+func (h *Handler) fetch(repo *upstream.Repository, d digest.Digest) blobcache.Fetch {
+	return func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
 		body, size, err := repo.OpenBlob(ctx, d, offset, length)
 		h.learn(repo, d, err)
 		switch {
@@ -153,9 +173,8 @@ func (h *Handler) source(repo *upstream.Repository, d digest.Digest) blobcache.S
 		case err != nil:
 			return nil, 0, err
 		}
-		return &upstreamBody{body, repo.String()}, size, nil
+		return &upstreamBody{body, repo.String(), &h.received}, size, nil
 	}
-	return blobcache.Source{Fetch: fetch, Owner: repo.String()}
 }
 
 // upstreamBody makes what breaks it an error of upstream's, for which a client
@@ -163,16 +182,21 @@ func (h *Handler) source(repo *upstream.Repository, d digest.Digest) blobcache.S
 type upstreamBody struct {
 	io.ReadCloser
 	repository string
+	received   *atomic.Int64
 }
 
 // Read implements io.Reader.
 func (b *upstreamBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
+	b.received.Add(int64(n))
 	if err != nil && err != io.EOF {
 		err = broken(b.repository, err)
 	}
 	return n, err
 }
+
+// Received is how many bytes of blobs have come from upstreams.
+func (h *Handler) Received() int64 { return h.received.Load() }
 
 // broken is upstream's error for a connection that broke. net/http calls one
 // that was closed without an answer io.EOF, which for a blob means that this was
@@ -246,7 +270,7 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 		}
 	}
 	middleware.NoteOf(r.Context()).Outcome = outcome.String()
-	blobHeader(w.Header(), d, headStatus(outcome, asked))
+	blobHeader(w.Header(), d, relayed(repo, headStatus(outcome, asked)))
 	setTiming(r.Context(), w.Header(), asked)
 	if size < 0 {
 		w.WriteHeader(http.StatusOK)

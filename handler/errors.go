@@ -58,6 +58,9 @@ func fromUpstream(note *middleware.Note, u *upstream.Error) *errcode.Error {
 	switch {
 	case u.Status == http.StatusNotFound:
 		e.Status, e.Code, e.Message = http.StatusNotFound, unknown(note.Kind, u.Code), "not known to "+note.Upstream
+		if u.Header != nil { // who has this larder for a parent need not ask the registry, too
+			e.Header = http.Header{"Cache-Status": {"larder; fwd=uri-miss; fwd-status=404"}}
+		}
 	case u.Status == http.StatusUnauthorized, u.Status == http.StatusForbidden:
 		e.Status, e.Code = http.StatusForbidden, errcode.Denied
 		e.Message = fmt.Sprintf("%s denies larder access to %s", note.Upstream, note.Repository)

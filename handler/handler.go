@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -17,6 +18,7 @@ import (
 	"larder/blobcache"
 	"larder/handler/errcode"
 	"larder/handler/middleware"
+	"larder/handler/shared"
 	"larder/handler/upstream"
 	"larder/manifestcache"
 )
@@ -31,6 +33,12 @@ type Config struct {
 	// "" for one without a name, may pull. nil: nobody can.
 	Catalog func(user, repository string) bool
 
+	// Shared is what the fleet has fetched. nil: this larder is alone.
+	Shared *shared.Tier
+
+	// Redirect has clients get blobs from there that are there.
+	Redirect bool
+
 	// Prefetch is how long the blobs of an image are fetched before clients ask for
 	// them, when they have asked for its manifest. 0: they are not.
 	Prefetch time.Duration
@@ -44,6 +52,9 @@ type Handler struct {
 	answers   *answers
 	renewals  *renewals
 	catalog   func(user, repository string) bool
+	shared    *shared.Tier // nil: none
+	redirect  bool
+	received  atomic.Int64 // bytes of blobs, from upstreams
 
 	prefetcher *prefetcher // nil: off
 }
@@ -53,6 +64,7 @@ type Handler struct {
 func New(cfg Config) *Handler {
 	return &Handler{
 		upstreams: cfg.Upstreams, blobs: cfg.Blobs, manifests: cfg.Manifests, catalog: cfg.Catalog, answers: newAnswers(), renewals: newRenewals(),
+		shared: cfg.Shared, redirect: cfg.Redirect && cfg.Shared != nil,
 		prefetcher: newPrefetcher(cfg.Prefetch),
 	}
 }

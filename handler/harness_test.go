@@ -57,6 +57,7 @@ type setup struct {
 
 	allow, deny string // as in the environment
 	catalog     bool
+	shared      manifestcache.Shared
 }
 
 // larder is the registry, wired as main does it, in front of two upstreams.
@@ -109,6 +110,7 @@ func newLarder(tb testing.TB, s setup) *larder {
 	l.manifests, err = manifestcache.Open(l.root(tb, "manifests"), manifestcache.Config{
 		TTL: s.ttl, TagTTL: s.tagTTL, ListTTL: s.listTTL, GoneIf: upstream.Refused, Spare: l.upstreams.Spare, Memory: l.memory, Logger: log,
 		StaleIf: func(err error) bool { return upstream.Unreachable(err) || errors.Is(err, manifestcache.ErrDigest) },
+		Shared:  s.shared,
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -340,8 +342,11 @@ func (a answer) wantError(t *testing.T, status int, code string) string {
 	a.want(t, "Content-Type", "application/json")
 	a.want(t, "Content-Length", strconv.Itoa(len(a.body)))
 	a.want(t, "X-Content-Type-Options", "nosniff")
-	for _, name := range []string{"ETag", "Docker-Content-Digest", "Cache-Status", "Accept-Ranges", "Warning"} {
+	for _, name := range []string{"ETag", "Docker-Content-Digest", "Accept-Ranges", "Warning"} {
 		a.want(t, name, "")
+	}
+	if said := a.Header.Get("Cache-Status"); said != "" && (status != http.StatusNotFound || said != "larder; fwd=uri-miss; fwd-status=404") {
+		t.Errorf("Cache-Status is %q of a %d", said, status)
 	}
 	if status != http.StatusUnauthorized {
 		a.want(t, "WWW-Authenticate", "")

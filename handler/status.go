@@ -39,6 +39,7 @@ func setStatus(ctx context.Context, header http.Header, repo *upstream.Repositor
 	}
 	header.Set("Cache-Status", s.status())
 	if s.asked != nil {
+		header.Set("Cache-Status", behind(s.asked.Relayed, s.status()))
 		setTiming(ctx, header, s.asked.Took)
 	}
 	if s.outcome == manifestcache.Stale {
@@ -46,6 +47,21 @@ func setStatus(ctx context.Context, header http.Header, repo *upstream.Repositor
 		header.Set("Warning", fmt.Sprintf(`299 - "%s can't be asked; larder answers with what it last said, %s ago"`,
 			repo.Host(), s.age.Round(time.Second)))
 	}
+}
+
+// relayed is a blob's status, behind that of the parent that was asked for it, if it
+// was.
+func relayed(repo *upstream.Repository, own string) string {
+	before, _ := repo.Relayed()
+	return behind(before, own)
+}
+
+// behind is the Cache-Status of two caches: who is nearer to the client is last.
+func behind(before, own string) string {
+	if before == "" {
+		return own
+	}
+	return before + ", " + own
 }
 
 // status is for all that is no plain hit.
@@ -63,7 +79,7 @@ func (s story) status() string {
 	return b.String() + "; detail=" + s.outcome.String()
 }
 
-// forwarded says why upstream was asked, and what came of it.
+// forwarded says why upstream was asked, or what nodes share, and what came of it.
 func (s story) forwarded(b *strings.Builder) {
 	if s.asked.Known || s.outcome == manifestcache.Stale {
 		b.WriteString("fwd=stale")
@@ -71,6 +87,7 @@ func (s story) forwarded(b *strings.Builder) {
 		b.WriteString("fwd=uri-miss")
 	}
 	switch e, ok := errors.AsType[*upstream.Error](s.asked.Err); {
+	case s.asked.Unasked: // it was not upstream that had the answer
 	case s.asked.Err == nil:
 		b.WriteString("; fwd-status=200") // whatever the client's own conditions make of it
 	case ok && e.Status > 0:

@@ -1,6 +1,7 @@
 package handler_test
 
 import (
+	"context"
 	"net/http"
 	"regexp"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"larder/handler/shared"
+	"larder/handler/shared/storetest"
 	"larder/handler/upstream/upstreamtest"
 )
 
@@ -76,6 +79,51 @@ func TestCacheStatusTellsWhatHappened(t *testing.T) {
 		l.hub.Fault(upstreamtest.Match{Path: "/"}, upstreamtest.StallHeaders())
 		next(30*time.Second, "GET", tag, "larder; fwd=stale; ttl=-140; detail=stale") // after 20 s in vain
 		next(0, "GET", tag, "larder; hit; ttl=-140; detail=stale")                    // upstream is left alone
+	})
+}
+
+func TestCacheStatusOfWhatNodesShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		place := new(storetest.Model)
+		tag := manifestPath("a/b", "1")
+		join := func(tagTTL time.Duration) (l *larder, digest string) {
+			tier := shared.New(shared.Config{Store: place, Timeout: time.Second, TagTTL: tagTTL})
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { _ = tier.Run(ctx) })
+			l = newLarder(t, setup{pipe: true, tagTTL: tagTTL, shared: tier})
+			t.Cleanup(func() {
+				stop()
+				running.Wait()
+				tier.Close()
+			})
+			return l, manifestPath("a/b", l.hub.AddImage("a/b", "1", random(t, 1, 1000)).Manifest.String())
+		}
+		next := func(l *larder, path, want string) {
+			t.Helper()
+			a := l.record(t.Context(), "GET", path)
+			a.want(t, "Cache-Status", want)
+			wantGrammar(t, a)
+			synctest.Wait()
+		}
+		first, digest := join(time.Minute)
+		next(first, tag, "larder; fwd=uri-miss; fwd-status=200; stored; detail=miss")
+
+		second, _ := join(time.Minute)
+		second.hub.Fault(upstreamtest.Match{Path: "/manifests/"}, upstreamtest.Status(http.StatusServiceUnavailable, http.Header{"Retry-After": {"1"}}))
+		next(second, tag, "larder; fwd=uri-miss; stored; detail=shared")
+		next(second, tag, "larder; hit; detail=hit")
+		third, _ := join(time.Minute)
+		next(third, digest, "larder; fwd=uri-miss; stored; detail=shared")
+		next(third, tag, "larder; fwd=uri-miss; detail=shared") // as for the tag, nothing was here
+
+		always, _ := join(0)
+		next(always, tag, "larder; fwd=uri-miss; fwd-status=200; stored; detail=shared")
+		next(always, tag, "larder; fwd=stale; fwd-status=200; detail=revalidated")
+
+		time.Sleep(time.Minute)
+		next(first, tag, "larder; fwd=stale; fwd-status=200; detail=revalidated")
+		next(third, tag, "larder; fwd=stale; detail=shared")
 	})
 }
 

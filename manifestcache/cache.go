@@ -54,6 +54,16 @@ type Upstream interface {
 	GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error)
 }
 
+// Relay is an Upstream that may ask another cache in the place of a registry.
+type Relay interface {
+	Upstream
+
+	// Relayed is what that cache has said of the first answer that it gave: its
+	// Cache-Status, and how long ago the registry has said what the answer says, if
+	// that could not be asked. It is "" and 0 of other answers.
+	Relayed() (status string, age time.Duration)
+}
+
 // Outcome is how a manifest was answered.
 type Outcome uint8
 
@@ -62,11 +72,12 @@ const (
 	Revalidated                // from disk, upstream says that it is current
 	Miss                       // from upstream
 	Stale                      // from disk, as upstream could not answer
+	SharedHit                  // from what caches share, in part at least
 )
 
 // String returns the word that headers, metrics and logs use.
 func (o Outcome) String() string {
-	return [...]string{"hit", "revalidated", "miss", "stale"}[o]
+	return [...]string{"hit", "revalidated", "miss", "stale", "shared"}[o]
 }
 
 // Manifest is a manifest, an index or any other document of the manifests
@@ -78,44 +89,10 @@ type Manifest struct {
 	Body    []byte
 	Outcome Outcome
 	Age     time.Duration // since it was last validated
-	Asked   *Question     // what that took; nil: upstream was not asked
+	Asked   *Question     // what that took; nil: upstream was not asked, nor another cache
 	Joined  bool          // somebody else was asking already
-}
 
-// Question is what came of asking upstream for an answer.
-type Question struct {
-	Took   time.Duration // upstream, to answer
-	Known  bool          // an answer of the past was there
-	Stored bool          // what upstream sent is kept
-	Err    error         // why there is no answer
-}
-
-// questioned is an Upstream that keeps account of what it is asked.
-type questioned struct {
-	Upstream
-	Question
-	asked bool
-}
-
-// HeadManifest implements Upstream.
-func (q *questioned) HeadManifest(ctx context.Context, reference string) (ocispec.Descriptor, error) {
-	began := time.Now()
-	desc, err := q.Upstream.HeadManifest(ctx, reference)
-	q.account(began, err)
-	return desc, err
-}
-
-// GetManifest implements Upstream.
-func (q *questioned) GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error) {
-	began := time.Now()
-	desc, body, err := q.Upstream.GetManifest(ctx, reference)
-	q.account(began, err)
-	return desc, body, err
-}
-
-func (q *questioned) account(began time.Time, err error) {
-	q.Took += time.Since(began)
-	q.Err, q.asked = err, true
+	validated time.Time
 }
 
 // Config says how long what is known is good. The zero Config keeps manifests
@@ -143,6 +120,7 @@ type Config struct {
 	// Hold is told which blobs pinned images have: at once if there are no pins, or
 	// else when Run knows what is on disk, and whenever that changes. nil: nobody is.
 	Hold    func(blobs map[digest.Digest]bool)
+	Shared  Shared                              // with other caches; nil: nothing
 	Memory  *memory.Cache                       // for what is read most; nil: none
 	Observe func(op string, took time.Duration) // commit; nil: nobody counts
 	Logger  *zap.Logger                         // nil: none
@@ -159,7 +137,8 @@ type Cache struct {
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the questions
 	flights singleflight.Group
-	checks  singleflight.Group // of large manifests, by digest
+	loads   singleflight.Group // from disk: of manifests by digest, of lists by listKey
+	changes changes
 	unkept  *semaphore.Weighted
 	due     ttl.Queue[expiring]
 	count   counters
@@ -196,7 +175,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), repins: make(chan struct{}, 1), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), repins: make(chan struct{}, 1), changes: newChanges(), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}
@@ -226,17 +205,24 @@ func (c *Cache) ByDigest(ctx context.Context, repository string, d digest.Digest
 			return c.answer(m, Hit, right.at.Time()), nil
 		}
 	}
-	return c.ask(ctx, repository+"@"+d.String(), up, func(ctx context.Context, up *questioned) (*Manifest, error) {
+	return c.ask(ctx, repository, d.String(), up, func(ctx context.Context, up *questioned) (*Manifest, error) {
 		return c.prove(ctx, repository, d, up)
 	})
 }
 
 // ask is once for a manifest, whose outcome it counts.
-func (c *Cache) ask(ctx context.Context, key string, up Upstream, question func(context.Context, *questioned) (*Manifest, error)) (*Manifest, error) {
-	m, joined, err := once(ctx, c, key, func(ctx context.Context) (*Manifest, error) {
-		q := &questioned{Upstream: up}
+func (c *Cache) ask(
+	ctx context.Context, repository, reference string, up Upstream, question func(context.Context, *questioned) (*Manifest, error),
+) (*Manifest, error) {
+	m, joined, err := once(ctx, c, pinOf(repository, reference), func(ctx context.Context) (*Manifest, error) {
+		q := &questioned{Upstream: up, repository: repository, reference: reference}
+		if c.cfg.Shared != nil {
+			ctx = c.cfg.Shared.Question(ctx)
+		}
 		m, err := question(ctx, q)
-		if err == nil && q.asked {
+		c.tell(q, m, err)
+		if err == nil && (q.asked || m.Outcome == SharedHit) {
+			q.Unasked = !q.asked
 			m.Asked = &q.Question
 		}
 		return m, err
@@ -291,43 +277,55 @@ func (c *Cache) answer(m *Manifest, outcome Outcome, validated time.Time) *Manif
 }
 
 func dated(m *Manifest, outcome Outcome, validated time.Time) *Manifest {
-	m.Outcome, m.Age = outcome, max(time.Since(validated), 0)
+	m.Outcome, m.Age, m.validated = outcome, max(time.Since(validated), 0), validated
 	return m
 }
 
 // prove gets the manifest d for a repository that is not known to have it, or
 // not recently.
 func (c *Cache) prove(ctx context.Context, repository string, d digest.Digest, up *questioned) (*Manifest, error) {
-	m := c.load(d)
 	_, up.Known = c.validated(repository, d)
+	if c.cfg.Shared != nil {
+		if m := c.entitled(ctx, d, up); m != nil {
+			return m, nil
+		}
+	}
+	m := c.loadShared(ctx, d, up, func(*Manifest) bool { return true })
 	if m != nil {
 		desc, err := up.HeadManifest(ctx, d.String())
 		if err != nil {
-			return c.unproven(repository, d, m, err)
+			return c.unproven(ctx, d, m, up, err)
 		}
 		if desc.Digest == d && desc.MediaType == m.MediaType {
-			c.validate(repository, m)
-			return dated(m, Revalidated, time.Now()), nil
+			m = up.dated(m, up.confirmed())
+			c.validate(repository, m, m.validated)
+			return m, nil
 		}
 		// A HEAD does not tell. A GET does.
 	}
 	fetched, err := c.fetch(ctx, repository, d.String(), up)
 	if err != nil {
-		return c.unproven(repository, d, m, err)
+		return c.unproven(ctx, d, m, up, err)
 	}
 	return fetched, nil
 }
 
 // unproven decides what a failed question means for a right, as withoutAnswer
 // does for a tag. m is what is on disk, or nil.
-func (c *Cache) unproven(repository string, d digest.Digest, m *Manifest, err error) (*Manifest, error) {
+func (c *Cache) unproven(ctx context.Context, d digest.Digest, m *Manifest, up *questioned, err error) (*Manifest, error) {
 	if c.cfg.GoneIf(err) {
-		c.revoke(repository, d)
+		c.revoke(up.repository, d)
 		return nil, err
 	}
-	right, ok := c.validated(repository, d)
-	if m == nil || !ok || !right.covers(m) || !c.cfg.StaleIf(err) {
+	if m == nil || !c.cfg.StaleIf(err) {
 		return nil, err
+	}
+	right, ok := c.latestRight(ctx, d, up, func(w word) bool { return w.covers(m) })
+	if !ok || !right.covers(m) {
+		return nil, err
+	}
+	if up.others {
+		c.validate(up.repository, m, right.at.Time())
 	}
 	return dated(m, Stale, right.at.Time()), nil
 }
@@ -357,9 +355,8 @@ func (c *Cache) fetch(ctx context.Context, repository, reference string, up *que
 		Descriptor: ocispec.Descriptor{MediaType: desc.MediaType, Digest: want, Size: int64(len(body))},
 		Body:       body,
 	}
-	if up.Stored = c.store(m); up.Stored && m.Size > maxBody {
-		m.Body = nil
-	}
-	c.validate(repository, m)
-	return dated(m, Miss, time.Now()), nil
+	c.keep(m, up)
+	m = up.dated(m, Miss)
+	c.validate(repository, m, m.validated)
+	return m, nil
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"larder/manifestcache"
 )
@@ -268,7 +270,8 @@ func TestJunkIsLeftAlone(t *testing.T) {
 		"tags/README", "tags/ab/short", "tags/00/" + hex, "tags/" + hex, "tags/" + hex[:2] + "/" + strings.ToUpper(hex),
 		"repositories/README", "repositories/short/sha256-" + hex, "repositories/" + hex + "/README", "repositories/" + hex + "/md5-" + hex[:32],
 	}
-	for _, name := range junk {
+	damaged := "sha256/" + hex[:2] + "/" + hex // which is no junk, and expires
+	for _, name := range append(junk, damaged) {
 		path := filepath.Join(dir, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("x"), 0o600)); err != nil {
 			t.Fatal(err)
@@ -289,7 +292,12 @@ func TestJunkIsLeftAlone(t *testing.T) {
 		}
 		cfg := config()
 		cfg.TTL = time.Hour
+		core, log := observer.New(zap.WarnLevel)
+		cfg.Logger = zap.New(core)
 		c, _ := running(t, dir, cfg)
+		if all := log.All(); len(all) != 1 || all[0].ContextMap()["files"] != int64(len(junk)) {
+			t.Errorf("logged %v, want one line about %d files", all, len(junk))
+		}
 		if got := c.Stats(); got.Scans != 1 || got.Entries != 0 {
 			t.Errorf("%d scans found %d entries; want 1, 0", got.Scans, got.Entries)
 		}

@@ -18,6 +18,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"larder/blobcache/memory"
+	"larder/handler/shared"
+	"larder/handler/shared/storetest"
 	"larder/manifestcache"
 )
 
@@ -72,6 +74,9 @@ func newModel(t *testing.T, seed uint64, dir string) *model {
 	m.cfg.TTL = []time.Duration{0, 0, 2 * time.Hour}[m.random.IntN(3)]
 	m.cfg.TagTTL = []time.Duration{0, time.Minute}[m.random.IntN(2)]
 	m.memory, m.bounded = m.random.IntN(2) == 0, m.random.IntN(3) == 0
+	if m.random.IntN(2) == 0 {
+		m.cfg.Shared = downTier(t) // with it, all is as without it
+	}
 	for i := range 3 {
 		m.blobs = append(m.blobs, digest.FromString(fmt.Sprint("blob ", i)))
 	}
@@ -90,10 +95,20 @@ func newModel(t *testing.T, seed uint64, dir string) *model {
 	m.open()
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("TTL %v, TagTTL %v, memory %v, bounded %v\n%s", m.cfg.TTL, m.cfg.TagTTL, m.memory, m.bounded, m.trail)
+			t.Logf("TTL %v, TagTTL %v, shared %v, memory %v, bounded %v\n%s", m.cfg.TTL, m.cfg.TagTTL, m.cfg.Shared != nil, m.memory, m.bounded, m.trail)
 		}
 	})
 	return m
+}
+
+// downTier is one of which the store is down.
+func downTier(t *testing.T) *shared.Tier {
+	tier := shared.New(shared.Config{
+		Store:   &storetest.Model{Fault: func(storetest.Op, string) error { return errors.New("connection refused") }},
+		Timeout: 2 * time.Second, TagTTL: time.Minute,
+	})
+	t.Cleanup(func() { tier.Close() })
+	return tier
 }
 
 func (m *model) note(format string, args ...any) {

@@ -10,7 +10,7 @@ type Stats struct {
 	Entries, Bytes               int64 // manifests on disk
 	Lists, ListBytes             int64
 	Hits, Revalidated, Misses    int64
-	Stale                        int64
+	Stale, Shared                int64
 	Mismatches                   int64            // answers thrown away for ErrDigest
 	Damaged                      int64            // files thrown away
 	Fetched                      int64            // bytes of manifests that came from upstream
@@ -24,7 +24,7 @@ type Stats struct {
 }
 
 type counters struct {
-	outcomes                                    [4]atomic.Int64
+	outcomes                                    [5]atomic.Int64
 	mismatches, damaged, expired, failed, scans atomic.Int64
 	fetched                                     atomic.Int64
 	remembered, unremembered                    atomic.Int64 // what Refers found, or did not
@@ -37,6 +37,7 @@ func (c *Cache) Stats() Stats {
 		Revalidated:  c.count.outcomes[Revalidated].Load(),
 		Misses:       c.count.outcomes[Miss].Load(),
 		Stale:        c.count.outcomes[Stale].Load(),
+		Shared:       c.count.outcomes[SharedHit].Load(),
 		Mismatches:   c.count.mismatches.Load(),
 		Damaged:      c.count.damaged.Load(),
 		Expired:      c.count.expired.Load(),

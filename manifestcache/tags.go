@@ -27,26 +27,36 @@ func (c *Cache) ByTag(ctx context.Context, repository, tag string, up Upstream) 
 			}
 		}
 	}
-	return c.Revalidate(ctx, repository, tag, up)
+	return c.ask(ctx, repository, tag, up, func(ctx context.Context, up *questioned) (*Manifest, error) {
+		if c.cfg.Shared != nil && c.cfg.TagTTL > 0 {
+			if m := c.follow(ctx, tag, up); m != nil {
+				return m, nil
+			}
+		}
+		return c.revalidate(ctx, repository, tag, up)
+	})
 }
 
 // revalidate asks upstream what a tag points at now. A HEAD is enough if that
 // is on disk, be it the same as before or not.
 func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *questioned) (*Manifest, error) {
 	if err := c.cfg.Spare(repository); err != nil {
-		if m := c.stale(repository, tag, err); m != nil {
+		if m := c.stale(ctx, tag, up, err); m != nil {
 			return m, nil
 		}
 	}
 	desc, err := up.HeadManifest(ctx, tag)
 	if err != nil {
-		return c.withoutAnswer(repository, tag, err)
+		return c.withoutAnswer(ctx, tag, up, err)
+	}
+	if m := c.newer(repository, tag, up); m != nil {
+		return m, nil
 	}
 	if desc.Digest != "" {
-		// The media type is upstream's to say, and no digest covers it.
-		if m := c.load(desc.Digest); m != nil && m.MediaType == desc.MediaType {
-			up.Known = c.link(repository, tag, m)
-			return dated(m, Revalidated, time.Now()), nil
+		if m := c.described(ctx, desc, up); m != nil {
+			m = up.dated(m, up.confirmed())
+			up.Known = c.link(repository, tag, m, m.validated)
+			return m, nil
 		}
 	}
 	reference := tag
@@ -57,24 +67,52 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *ques
 	if err != nil {
 		if desc.Digest != "" && c.cfg.GoneIf(err) { // it was the manifest that was asked for
 			c.revoke(repository, desc.Digest)
+			if c.cfg.Shared != nil {
+				c.cfg.Shared.Gone(repository, desc.Digest.String())
+			}
 		}
-		return c.withoutAnswer(repository, tag, err)
+		return c.withoutAnswer(ctx, tag, up, err)
 	}
-	up.Known = c.link(repository, tag, m)
+	up.Known = c.link(repository, tag, m, m.validated)
 	return m, nil
+}
+
+// newer is what a tag pointed at when upstream was last asked from here, if that is
+// newer than what another cache remembers, or nil.
+func (c *Cache) newer(repository, tag string, up *questioned) *Manifest {
+	if up.age == 0 {
+		return nil
+	}
+	m, validated := c.last(repository, tag)
+	if m == nil || time.Since(validated) > up.age {
+		return nil
+	}
+	up.Known = true
+	return dated(m, Stale, validated)
+}
+
+// described is the manifest that upstream has described, if it need not be fetched
+// from there.
+func (c *Cache) described(ctx context.Context, desc ocispec.Descriptor, up *questioned) (m *Manifest) {
+	c.claim(ctx, up, desc.Digest.String(), func(ctx context.Context) bool {
+		// The media type is upstream's to say, and no digest covers it.
+		m = c.loadShared(ctx, desc.Digest, up, func(m *Manifest) bool { return m.MediaType == desc.MediaType })
+		return m != nil
+	})
+	return m
 }
 
 // withoutAnswer decides what a failed question means for a tag: an upstream
 // that can't answer leaves it as it was, a no ends it.
-func (c *Cache) withoutAnswer(repository, tag string, err error) (*Manifest, error) {
+func (c *Cache) withoutAnswer(ctx context.Context, tag string, up *questioned, err error) (*Manifest, error) {
 	if c.cfg.GoneIf(err) {
-		c.removeTag(repository, tag)
+		c.endTag(up.repository, tag)
 		return nil, err
 	}
 	if !c.cfg.StaleIf(err) {
 		return nil, err
 	}
-	if m := c.stale(repository, tag, err); m != nil {
+	if m := c.stale(ctx, tag, up, err); m != nil {
 		return m, nil
 	}
 	return nil, err
@@ -82,13 +120,19 @@ func (c *Cache) withoutAnswer(repository, tag string, err error) (*Manifest, err
 
 // stale is what a tag pointed at when upstream last said it, which it can't say
 // now because of err. It is nil if that is not known, or not there.
-func (c *Cache) stale(repository, tag string, err error) *Manifest {
-	m, validated := c.last(repository, tag)
+func (c *Cache) stale(ctx context.Context, tag string, up *questioned, err error) (m *Manifest) {
+	var validated time.Time
+	if c.cfg.Shared != nil {
+		m, validated = c.latest(ctx, tag, up, func(time.Time) bool { return true })
+	}
+	if m == nil {
+		m, validated = c.last(up.repository, tag)
+	}
 	if m == nil {
 		return nil
 	}
 	c.log.Warn("upstream can't say what a tag points at; answering with what it was",
-		zap.String("repository", repository), zap.String("tag", tag), zap.Time("validated", validated), zap.Error(err))
+		zap.String("repository", up.repository), zap.String("tag", tag), zap.Time("validated", validated), zap.Error(err))
 	return dated(m, Stale, validated)
 }
 
@@ -101,7 +145,7 @@ func (c *Cache) Knows(repository, tag string) bool {
 // last is what a tag pointed at when upstream last said it, and when that was. It
 // is nil if that is not known, or not there.
 func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) {
-	link := c.readTag(repository, tag)
+	link := c.findTag(repository, tag)
 	if link == nil {
 		return nil, time.Time{}
 	}
@@ -118,9 +162,15 @@ func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) 
 
 // Revalidate is ByTag, but that upstream is asked however lately it was.
 func (c *Cache) Revalidate(ctx context.Context, repository, tag string, up Upstream) (*Manifest, error) {
-	return c.ask(ctx, repository+":"+tag, up, func(ctx context.Context, up *questioned) (*Manifest, error) {
-		return c.revalidate(ctx, repository, tag, up)
-	})
+	for {
+		m, err := c.ask(ctx, repository, tag, up, func(ctx context.Context, up *questioned) (*Manifest, error) {
+			return c.revalidate(ctx, repository, tag, up)
+		})
+		if err != nil || !m.Joined || m.Asked == nil || !m.Asked.Unasked {
+			return m, err
+		}
+		// It was ByTag that was joined, which has not asked upstream.
+	}
 }
 
 // maxMoves bounds what is remembered of where a tag has pointed.
@@ -186,7 +236,14 @@ func (c *Cache) readLink(name string) (*link, error) {
 	return l, err
 }
 
-// readTag returns what a tag pointed at when upstream last said so, or nil.
+// findTag is readTag for who does not change the file.
+func (c *Cache) findTag(repository, tag string) *link {
+	defer c.changes.begin(tagName(repository, tag))()
+	return c.readTag(repository, tag)
+}
+
+// readTag returns what a tag pointed at when upstream last said so, or nil. Needs the
+// change of its file.
 func (c *Cache) readTag(repository, tag string) *link {
 	l, err := c.readLink(tagName(repository, tag))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -222,17 +279,18 @@ func (c *Cache) pointsAt(repository, tag string) (d digest.Digest, validated tim
 		}
 	}
 	c.mu.Unlock()
-	if l := c.readTag(repository, tag); l != nil {
+	if l := c.findTag(repository, tag); l != nil {
 		return l.Descriptor.Digest, l.validated
 	}
 	return "", time.Time{}
 }
 
-// link records that upstream says that a tag points at m, now. It reports whether
-// it was known to point at anything before.
-func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
-	c.validate(repository, m)
-	name, now := tagName(repository, tag), time.Now()
+// link records that upstream said then, which is now as a rule, that a tag points at
+// m. It reports whether it was known to point at anything before.
+func (c *Cache) link(repository, tag string, m *Manifest, now time.Time) (known bool) {
+	c.validate(repository, m, now)
+	name := tagName(repository, tag)
+	defer c.changes.begin(name)()
 	old := c.readTag(repository, tag)
 	var err error
 	if old == nil || old.Descriptor.Digest != m.Digest {
@@ -256,6 +314,13 @@ func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
 	return old != nil
 }
 
+// endTag is removeTag for who does not change the file otherwise.
+func (c *Cache) endTag(repository, tag string) {
+	defer c.changes.begin(tagName(repository, tag))()
+	c.removeTag(repository, tag)
+}
+
+// removeTag needs the change of the file.
 func (c *Cache) removeTag(repository, tag string) {
 	name := tagName(repository, tag)
 	if err := c.root.RemoveAll(name); err != nil {

@@ -65,7 +65,7 @@ func newLarder(t *testing.T) *larder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Memory: kept, Upstreams: upstreams, Limit: new(middleware.LimitCounts), Warmer: new(warm.Warmer)})
+	metrics.Collect(admin.Sources{Blobs: l.blobs, Manifests: l.manifests, Memory: kept, Upstreams: upstreams, Limit: new(middleware.LimitCounts), Warmer: new(warm.Warmer), Received: func() int64 { return l.blobs.Stats().Fetched }})
 	h := handler.New(handler.Config{Upstreams: upstreams, Blobs: l.blobs, Manifests: l.manifests})
 	l.registry, err = middleware.Builtin().Chain(h, middleware.Options{Observe: metrics.Observe, Running: metrics.Running, Identify: h.Identify}, "metrics", "readonly")
 	if err != nil {

@@ -78,12 +78,16 @@ func (c statsCollector) Describe(ch chan<- *prometheus.Desc) {
 	} {
 		ch <- d
 	}
+	for _, d := range sharedDescs {
+		ch <- d
+	}
 }
 
 // Collect implements prometheus.Collector.
 func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	s := sink(ch)
 	s.blobs(c.from.Blobs.Stats())
+	s.counter(fetchedDesc, c.from.Received())
 	if size, free, err := c.from.Blobs.Disk(); err == nil {
 		s.gauge(diskDesc, size)
 		s.gauge(freeDesc, free)
@@ -93,6 +97,9 @@ func (c statsCollector) Collect(ch chan<- prometheus.Metric) {
 	s.upstreams(c.from.Upstreams.Stats())
 	s.limit(c.from.Limit.Stats())
 	s.warm(c.from.Warmer.Stats())
+	if c.from.Shared != nil {
+		s.shared(c.from.Shared.Stats())
+	}
 	if c.from.Prefetched != nil {
 		running, ended := c.from.Prefetched()
 		s.gauge(prefetchDesc, running)
@@ -132,7 +139,6 @@ func (s sink) blobs(b blobcache.Stats) {
 	s.storeErrors("blob", b.StoreErrors)
 	s.counter(scrubbedDesc, b.ScrubbedBytes)
 	s.counter(doubtedDesc, b.Doubted)
-	s.counter(fetchedDesc, b.Fetched)
 	s.counter(resumedDesc, b.Resumed)
 	s.counter(mismatchesDesc, b.Mismatches, "blob")
 	s.counter(damagedDesc, b.Damaged, "blob")
@@ -182,7 +188,7 @@ func (s sink) upstreams(u upstream.Stats) {
 		}
 	}
 	for _, p := range u.Places {
-		s.gauge(openDesc, map[bool]int64{true: 1}[p.Open], p.Host, p.URL)
+		s.gauge(openDesc, one(p.Open), p.Host, p.URL)
 		s.counter(tripsDesc, p.Trips, p.Host, p.URL)
 		s.gauge(heldDesc, int64(p.Held), p.Host, p.URL)
 		if p.Quota.Seen.IsZero() {

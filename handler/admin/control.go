@@ -19,19 +19,21 @@ import (
 
 	"larder/blobcache"
 	"larder/handler/errcode"
+	"larder/handler/shared"
 	"larder/handler/upstream"
 	"larder/handler/warm"
 	"larder/manifestcache"
 )
 
 // Control shows what is in the cache, and removes what an operator wants to be rid
-// of. All of it is needed. The caches must be running: what is asked for before
+// of. All of it is needed but Shared. The caches must be running: what is asked for before
 // they know what is on disk waits for that.
 type Control struct {
 	Blobs     *blobcache.Cache
 	Manifests *manifestcache.Cache
 	Upstreams *upstream.Client
 	Warmer    *warm.Warmer
+	Shared    *shared.Tier // nil: this larder is alone
 
 	// Addr is where clients ask larder, as "127.0.0.1:5000".
 	Addr string

@@ -140,7 +140,7 @@ func (c *Control) refresh(r *http.Request, reference string) (said string, err e
 		return "", fmt.Errorf("%s says that %s is not served", setting, t.repository)
 	}
 	before, known := c.Manifests.Tag(t.repository, t.tag)
-	m, err := c.Manifests.Revalidate(r.Context(), t.repository, t.tag, t.upstream)
+	m, err := c.Manifests.Revalidate(r.Context(), t.repository, t.tag, t.upstream.Anew())
 	c.Logger.Info("tag asked for, as an operator wants", zap.String("reference", reference), zap.String("client", r.RemoteAddr), zap.Error(err))
 	switch {
 	case upstream.Refused(err):

@@ -14,6 +14,7 @@ import (
 	"larder/blobcache/memory"
 	"larder/handler/admin/history"
 	"larder/handler/middleware"
+	"larder/handler/shared"
 	"larder/handler/upstream"
 	"larder/handler/warm"
 	"larder/manifestcache"
@@ -33,6 +34,7 @@ type Metrics struct {
 	asked    *prometheus.HistogramVec
 	failed   *prometheus.CounterVec
 	stored   *prometheus.HistogramVec
+	shared   *prometheus.HistogramVec
 	totals   totals
 	history  *history.History
 
@@ -61,6 +63,8 @@ type Sources struct {
 	Upstreams interface{ Stats() upstream.Stats }
 	Limit     interface{ Stats() middleware.LimitStats }
 	AuditLost func() int64 // nil: nothing is recorded
+	Shared    *shared.Tier // nil: this larder is alone
+	Received  func() int64 // bytes of blobs that came from upstreams
 	Warmer    interface{ Stats() warm.Stats }
 
 	// Prefetched counts blobs that were fetched before they were asked for, by what
@@ -82,7 +86,7 @@ func NewMetrics(version string) *Metrics {
 		history:  history.New(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_requests_total",
-			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale; denied by LARDER_ALLOW, LARDER_DENY or LARDER_ACCESS; empty for other errors) and HTTP status (499: the client left).",
+			Help: "Requests answered, by what was asked for, how it was answered (hit, join, miss, pass, revalidated, stale, shared; denied by LARDER_ALLOW, LARDER_DENY or LARDER_ACCESS; empty for other errors) and HTTP status (499: the client left).",
 		}, []string{"kind", "outcome", "code"}),
 		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "larder_requests_in_flight",
@@ -117,6 +121,11 @@ func NewMetrics(version string) *Metrics {
 			Help:    "Time that the disk took to write a piece, or to commit a file (rename, and fsync unless it is small).",
 			Buckets: []float64{.0001, .001, .01, .1, 1, 10},
 		}, []string{"kind", "op"}),
+		shared: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "larder_shared_request_duration_seconds",
+			Help:    "Time that the fleet's store took for a request; of what is read, until it begins to come.",
+			Buckets: []float64{.002, .01, .05, .2, 1, 5},
+		}, []string{"op"}),
 		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "larder_sent_bytes_total",
 			Help: "Bytes of bodies sent to clients.",
@@ -126,7 +135,7 @@ func NewMetrics(version string) *Metrics {
 	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "larder_build_info", Help: "Always 1; the version is a label.", ConstLabels: prometheus.Labels{"version": version},
 	}, func() float64 { return 1 })
-	m.registry.MustRegister(m.requests, m.running, m.seconds, m.begun, m.sizes, m.sent, m.asked, m.failed, m.stored, build,
+	m.registry.MustRegister(m.requests, m.running, m.seconds, m.begun, m.sizes, m.sent, m.asked, m.failed, m.stored, m.shared, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -187,4 +196,9 @@ func (m *Metrics) Asked(o upstream.Observation) {
 // Stored is the Config.Observe of a cache of blobs or manifests.
 func (m *Metrics) Stored(kind string) func(op string, took time.Duration) {
 	return func(op string, took time.Duration) { m.stored.WithLabelValues(kind, op).Observe(took.Seconds()) }
+}
+
+// Shared counts a request to the fleet's store. It is a tier's Config.Observe.
+func (m *Metrics) Shared(op string, took time.Duration, _ string) {
+	m.shared.WithLabelValues(op).Observe(took.Seconds())
 }

@@ -22,6 +22,9 @@ type pruning struct {
 
 // prune answers POST /prune.
 func (c *Control) prune(r *http.Request) (*reply, error) {
+	if r.URL.Query().Has("tier") {
+		return c.pruneShared(r)
+	}
 	p, err := c.pruning(r)
 	if err != nil {
 		return nil, err

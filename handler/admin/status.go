@@ -54,6 +54,11 @@ func (o *observer) status() *pages.Status {
 	s := &pages.Status{
 		Version: o.cfg.Version, Chain: o.cfg.Chain, Settings: o.cfg.Settings,
 		History: o.cfg.Metrics.history.Report(), Upstreams: from.Upstreams.Stats().Places, Blobs: from.Blobs.Stats(),
+		Received: from.Received(),
+	}
+	if from.Shared != nil {
+		stats := from.Shared.Stats()
+		s.Shared = &stats
 	}
 	detail, err := o.cfg.Ready()
 	if s.Detail = detail; err != nil {

@@ -32,7 +32,7 @@ func (t *totals) add(o middleware.Observation) {
 	switch o.Outcome {
 	case "hit", "stale":
 		of.hits.Add(1)
-	case "join", "miss", "pass", "revalidated":
+	case "join", "miss", "pass", "revalidated", "shared":
 		of.misses.Add(1)
 	}
 }
@@ -55,7 +55,7 @@ func (m *Metrics) serveVars(w http.ResponseWriter, _ *http.Request) {
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	proxy := map[string]proxyVars{
-		"blobs":     m.totals.blobs.vars(m.from.Blobs.Stats().Fetched),
+		"blobs":     m.totals.blobs.vars(m.from.Received()),
 		"manifests": m.totals.manifests.vars(m.from.Manifests.Stats().Fetched),
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")

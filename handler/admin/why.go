@@ -59,8 +59,9 @@ type fetched struct {
 // way is one URL of the registry.
 type way struct {
 	URL         string `json:"url"`
-	Credentials string `json:"credentials"` // shown, none, or what is wrong with looking them up
-	State       string `json:"state"`       // asked, left alone (it has failed) or rate limited
+	Parent      bool   `json:"parent,omitempty"` // it is LARDER_PARENT
+	Credentials string `json:"credentials"`      // shown, none, or what is wrong with looking them up
+	State       string `json:"state"`            // asked, left alone (it has failed) or rate limited
 	For         string `json:"for,omitempty"`
 	Cause       string `json:"cause,omitempty"`
 
@@ -232,7 +233,7 @@ func (a *why) alone() string {
 }
 
 func wayOf(o upstream.Outlook) way {
-	w := way{URL: o.URL, Credentials: "none", State: "asked"}
+	w := way{URL: o.URL, Parent: o.Parent, Credentials: "none", State: "asked"}
 	switch {
 	case o.CredentialsErr != nil:
 		w.Credentials = o.CredentialsErr.Error()

@@ -3,6 +3,7 @@ package middleware_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -300,6 +301,9 @@ func (c *crowd) run(t *testing.T, url string) {
 				if err != nil {
 					t.Error(err)
 					return
+				}
+				if _, err := io.Copy(io.Discard, res.Body); err != nil { // else it's a connection for each request, and no port is left
+					t.Error(err)
 				}
 				res.Body.Close()
 				c.mu.Lock()

@@ -214,7 +214,7 @@ type Note struct {
 	Name       string // the same as the client writes it
 	Reference  string // tag or digest
 
-	Outcome string // hit, join, miss, revalidated, stale; denied
+	Outcome string // hit, join, miss, revalidated, stale, shared; denied
 	Err     error  // what was behind an error answer
 }
 

@@ -42,6 +42,7 @@ type record struct {
 	Expires int64     `json:"expires"` // milliseconds after the last change
 	Size    int64     `json:"size"`    // of the blob; -1: not known
 	Parts   int64     `json:"parts"`   // so many of the blob are in the tier, from its start
+	Have    int64     `json:"have"`    // bytes that the holder has, from its start
 }
 
 // watch is how a node sees the lease of something that it would like to have.
@@ -68,6 +69,10 @@ type lease struct {
 	version string
 }
 
+func newWatch(t *Tier, what string) *watch {
+	return &watch{tier: t, what: what, record: record{Size: -1}}
+}
+
 // look looks at the lease as it is now.
 func (w *watch) look(ctx context.Context) error {
 	data, info, err := w.tier.read(ctx, leaseKey(w.what), maxLease)
@@ -79,12 +84,12 @@ func (w *watch) look(ctx context.Context) error {
 		return nil
 	}
 	w.there, w.version, w.since = there, info.Version, time.Now()
-	var r record
+	r := record{Size: -1}
 	if there && json.Unmarshal(data, &r) != nil {
 		r = record{Holder: "?"} // it expires like any other
 	}
-	if r.What != w.what || r.Size < -1 || r.Parts < 0 || r.Parts > maxParts {
-		r.Size, r.Parts = -1, 0
+	if r.What != w.what || r.Size < 0 || r.Parts < 0 || r.Parts > maxParts {
+		r.Size, r.Parts, r.Have = -1, 0, 0
 	}
 	w.record = r
 	return nil
@@ -151,7 +156,7 @@ func (t *Tier) claimOrWait(ctx context.Context, what string, look func(ctx conte
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, t.cfg.Timeout, errSlow)
 	defer cancel()
-	w := &watch{tier: t, what: what}
+	w := newWatch(t, what)
 	for n := 0; ; n++ {
 		l, err := w.claim(ctx)
 		if err != nil && !errors.Is(err, errHeld) {
@@ -194,6 +199,14 @@ func (l *lease) tell(size, parts int64) {
 	case l.nudge <- struct{}{}:
 	default: // it is about to be told
 	}
+}
+
+// has notes how large the blob is and how much of it the holder has. That is told with
+// the next renewal.
+func (l *lease) has(size, n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.record.Size, l.record.Have = size, n
 }
 
 func (l *lease) parts() int64 {
@@ -242,19 +255,31 @@ func (l *lease) release() {
 // giveBack gives the lease back: if there are parts of a blob, so that the next one
 // to take it knows of them.
 func (l *lease) giveBack() {
-	select {
-	case <-l.lost:
-		return // it is another node's
-	default:
-	}
-	ctx := context.WithoutCancel(l.tier.ctx) // bounded by each request's limit
 	l.mu.Lock()
 	r, version := l.record, l.version
 	l.mu.Unlock()
 	if r.Parts == 0 {
-		_ = l.tier.remove(ctx, l.key) // or it expires
+		l.done()
 		return
 	}
-	r.Holder = ""
-	_, _ = l.tier.replace(ctx, l.key, r.encode(), version)
+	if r.Holder = ""; !l.isLost() {
+		_, _ = l.tier.replace(context.WithoutCancel(l.tier.ctx), l.key, r.encode(), version) // or it expires
+	}
+}
+
+// done removes the lease of what nobody has to fetch any more.
+func (l *lease) done() {
+	if !l.isLost() {
+		_ = l.tier.remove(context.WithoutCancel(l.tier.ctx), l.key) // or it expires
+	}
+}
+
+// isLost reports whether the lease is another node's by now.
+func (l *lease) isLost() bool {
+	select {
+	case <-l.lost:
+		return true
+	default:
+		return false
+	}
 }

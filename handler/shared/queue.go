@@ -2,6 +2,7 @@ package shared
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,20 +28,43 @@ type queue struct {
 
 // enqueue has do done by a writer, soon or, if too much waits already, never. It does
 // not wait. What was queued under the same key and not begun is not done any more.
-func (t *Tier) enqueue(key string, do func(ctx context.Context) error) {
-	q := &t.queue
+func (t *Tier) enqueue(key string, do func(ctx context.Context) error) { t.queue.add(key, do) }
+
+func newQueue() queue {
+	return queue{keys: make(chan string, maxQueued), do: make(map[string]func(context.Context) error)}
+}
+
+// add is enqueue, and reports whether there was room.
+func (q *queue) add(key string, do func(ctx context.Context) error) bool {
 	q.mu.Lock()
 	waits := q.do[key] != nil
 	q.do[key] = do
 	q.mu.Unlock()
-	if waits {
-		return
+	return waits || q.push(key)
+}
+
+// putBack queues again what could not be done yet, unless there is something newer.
+func (q *queue) putBack(key string, do func(ctx context.Context) error) {
+	q.mu.Lock()
+	waits := q.do[key] != nil
+	if !waits {
+		q.do[key] = do
 	}
+	q.mu.Unlock()
+	if !waits {
+		q.push(key)
+	}
+}
+
+// push reports whether there was room.
+func (q *queue) push(key string) bool {
 	select {
 	case q.keys <- key:
+		return true
 	default:
 		q.take(key)
 		q.dropped.Add(1)
+		return false
 	}
 }
 
@@ -62,15 +86,16 @@ func (q *queue) length() int {
 // write is a writer: it does what is queued, one after another, and waits while the
 // store is left alone. What goes wrong was said and counted by ask, and is not done
 // again: whoever has the same the next time will try.
-func (t *Tier) write(ctx context.Context) error {
+func (t *Tier) write(ctx context.Context, q *queue) error {
 	for {
 		if err := t.awaitStore(ctx); err != nil {
 			return err
 		}
 		select {
-		case key := <-t.queue.keys:
-			if do := t.queue.take(key); do != nil {
-				_ = do(ctx)
+		case key := <-q.keys:
+			do := q.take(key)
+			if do != nil && errors.Is(do(ctx), errOut) {
+				q.putBack(key, do)
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)

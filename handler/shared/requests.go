@@ -28,6 +28,8 @@ var (
 	errOut    = errors.New("the shared store is left alone for now")
 	errSlow   = errors.New("the shared store is too slow")
 	errClosed = errors.New("the shared tier is closed")
+
+	errTooLarge = errors.New("larger than it can be")
 )
 
 // limit is how long a request may take that moves size bytes.
@@ -70,7 +72,7 @@ func (t *Tier) request(ctx context.Context, op string, limit time.Duration, do f
 // breakerOf is the breaker for what op is: reading or writing.
 func (t *Tier) breakerOf(op string) *breaker {
 	switch op {
-	case "get", "head", "list":
+	case "get", "head", "list", "sign":
 		return &t.reads
 	default:
 		return &t.writes
@@ -194,7 +196,7 @@ func (t *Tier) read(ctx context.Context, key string, most int64) (data []byte, i
 		return err
 	})
 	if err == nil && int64(len(data)) > most {
-		return nil, info, &store.Error{Op: "get", Key: key, Err: errors.New("larger than it can be")}
+		return nil, info, &store.Error{Op: "get", Key: key, Err: errTooLarge}
 	}
 	return data, info, err
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"larder/handler/shared/store"
@@ -49,10 +50,14 @@ type Tier struct {
 	log    *zap.Logger
 	holder string        // this process, in leases
 	pace   *rate.Limiter // of what is written; nil: no limit
+	sizes  sizes         // immutable after New
 
 	reads, writes breaker // a store that is full can still be read
 	version       version
 	queue         queue
+	answers       queue // of upstream: short, and not to wait for blobs
+	stated        stated
+	room          *semaphore.Weighted // for a large manifest
 	count         counters
 	unleased      atomic.Bool // the store can't do leases
 	known         known       // blobs that are in the tier
@@ -64,6 +69,10 @@ type Tier struct {
 	wg     sync.WaitGroup // leases, publishers, and what is given back
 }
 
+// sizes are the constants of these names. Tests make them smaller, so that small blobs
+// are shared as large ones are.
+type sizes struct{ part, leased int64 }
+
 // New makes a tier of the store that cfg names, which is then the tier's own to
 // close. The store is not asked for anything yet.
 func New(cfg Config) *Tier {
@@ -72,10 +81,12 @@ func New(cfg Config) *Tier {
 		cfg:     cfg,
 		log:     cfg.Logger,
 		holder:  rand.Text(),
-		queue:   queue{keys: make(chan string, maxQueued), do: make(map[string]func(context.Context) error)},
+		sizes:   sizes{part: partSize, leased: leastLeased},
+		queue:   newQueue(),
+		answers: newQueue(),
+		stated:  stated{last: make(map[string]statement)},
+		room:    semaphore.NewWeighted(1),
 		count:   counters{requests: make(map[request]int64)},
-		known:   known{versions: make(map[digest.Digest]string)},
-		doubted: known{versions: make(map[digest.Digest]string)},
 	}
 	if t.log == nil {
 		t.log = zap.NewNop()
@@ -91,8 +102,9 @@ func New(cfg Config) *Tier {
 func (t *Tier) Run(ctx context.Context) error {
 	var group errgroup.Group
 	for range writers {
-		group.Go(func() error { return t.write(ctx) })
+		group.Go(func() error { return t.write(ctx, &t.queue) })
 	}
+	group.Go(func() error { return t.write(ctx, &t.answers) }) // one, so that what was said first is written first
 	return group.Wait()
 }
 

@@ -45,7 +45,8 @@ type breaker struct {
 	probing  bool
 	trips    int64
 
-	held time.Time // upstream has said not to ask until then
+	held    time.Time // upstream has said not to ask until then
+	doubted time.Time // not asked until then, as it has sent wrong bytes
 }
 
 // refusal is why a question is not put.
@@ -85,6 +86,8 @@ func (b *breaker) refusal() *refusal {
 	switch {
 	case now.Before(b.held):
 		return &refusal{http.StatusTooManyRequests, b.held.Sub(now), errors.New("upstream answered 429")}
+	case now.Before(b.doubted):
+		return &refusal{0, b.doubted.Sub(now), errMismatch}
 	case b.rest == 0:
 		return nil
 	case now.Before(b.until):
@@ -102,7 +105,7 @@ func (b *breaker) succeed() (closed, forget bool) {
 	defer b.mu.Unlock()
 	closed = b.rest > 0
 	b.failures, b.rest, b.probing, b.answered = 0, 0, false, time.Now()
-	return closed, !b.answered.Before(b.held)
+	return closed, !b.answered.Before(b.held) && !b.answered.Before(b.doubted)
 }
 
 // fail notes that a question had no answer. It is not believed if there was an
@@ -155,6 +158,14 @@ func (b *breaker) hold(d time.Duration) {
 	b.held = time.Now().Add(d)
 }
 
+// distrust lets nobody through for as long as what is sent may be wrong.
+func (b *breaker) distrust(d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failures, b.cause = max(b.failures, 1), errMismatch
+	b.doubted = time.Now().Add(d)
+}
+
 func (b *breaker) failing() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -177,13 +188,14 @@ func (b *breaker) over() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	return !now.Before(b.held) && !now.Before(b.until) && !b.probing
+	return !now.Before(b.held) && !now.Before(b.doubted) && !now.Before(b.until) && !b.probing
 }
 
 func (b *breaker) stats() (open bool, trips int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.rest > 0 || time.Now().Before(b.held), b.trips
+	now := time.Now()
+	return b.rest > 0 || now.Before(b.held) || now.Before(b.doubted), b.trips
 }
 
 // refuse is the Error of a question that was not put. It says when to ask again.

@@ -35,6 +35,7 @@ type Step struct {
 // Checkup is how one URL of a registry answers when it is asked for that.
 type Checkup struct {
 	Host, URL string
+	Parent    bool // it is the parent's, and of no registry
 	Steps     []Step
 
 	Failed StepName // the step that did not succeed; "": none
@@ -46,22 +47,29 @@ type Checkup struct {
 	Quota       Quota
 }
 
-// CheckUp asks every URL of every registry at the same time, as pulls would do, but
-// with no regard to how they have fared before. known, which may be nil, is a
-// repository whose tag its registry is asked about with a HEAD: some tell of rate
-// limits only then. Others are signed in to if there are credentials for them.
+// CheckUp asks the parent and every URL of every registry at the same time, as pulls
+// would do, but with no regard to how they have fared before. known, which may be
+// nil, is a repository whose tag its registry is asked about with a HEAD: some tell
+// of rate limits only then. Others are signed in to if there are credentials for them.
 func (c *Client) CheckUp(ctx context.Context, known *Repository, tag string) []*Checkup {
 	var list []*Checkup
 	var wg sync.WaitGroup
-	for _, registry := range c.cfg.Registries {
+	for i, registry := range c.cfg.Registries {
 		r, question := &Repository{client: c, registry: registry}, "/v2/"
 		if known != nil && known.registry.Host == registry.Host {
 			r.name, question = known.name, "/v2/"+known.name+"/manifests/"+tag
 		}
 		for _, p := range c.places[registry.Host] {
-			checkup := &Checkup{Host: p.host, URL: p.url.String()}
+			if p.parent && i > 0 {
+				continue // it is one
+			}
+			checkup := &Checkup{Host: p.host, URL: p.url.String(), Parent: p.parent}
 			list = append(list, checkup)
 			wg.Go(func() { // ends when ctx does, at the latest
+				r, question := r, question
+				if p.parent {
+					r, question = &Repository{client: c, registry: Registry{Host: p.url.Host}}, "/v2/" // what it has is its own affair
+				}
 				checkup.Failed, checkup.Err = c.checkUp(ctx, checkup, r, p, question)
 				checkup.Quota = p.quota.get()
 			})

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -122,24 +123,31 @@ func TestCheckUpReadsClockAndQuota(t *testing.T) {
 // A registry that says nothing is waited for as long as the caller wants, and no
 // other waits for it.
 func TestCheckUpEnds(t *testing.T) {
-	silent, well := upstreamtest.New(t), upstreamtest.New(t)
-	silent.Fault(upstreamtest.Match{}, upstreamtest.StallHeaders())
-	fill(well)
-	list, err := upstream.ParseList("silent.example=" + silent.URL + ",well.example=" + well.URL + "|" + silent.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := upstream.New(upstream.Config{Registries: list})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	got := c.CheckUp(ctx, nil, "")
-	if len(got) != 3 || got[0].Failed != upstream.StepAnswer || got[1].Failed != "" || got[2].Failed != upstream.StepAnswer {
-		t.Errorf("got %v, %v, %v", got[0], got[1], got[2])
-	}
+	synctest.Test(t, func(t *testing.T) {
+		silent, well := upstreamtest.NewPipe(t), upstreamtest.NewPipe(t)
+		silent.Fault(upstreamtest.Match{}, upstreamtest.StallHeaders())
+		fill(well)
+		list, err := upstream.ParseList("silent.example=http://silent.example,well.example=http://well.example|http://silent.example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := upstream.New(upstream.Config{Registries: list, Transport: network(t, map[string]*upstreamtest.Registry{"silent.example:80": silent, "well.example:80": well})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		const patience = 5 * time.Second
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		began := time.Now()
+		got := c.CheckUp(ctx, nil, "")
+		if len(got) != 3 || got[0].Failed != upstream.StepAnswer || got[1].Failed != "" || got[2].Failed != upstream.StepAnswer {
+			t.Errorf("got %v, %v, %v", got[0], got[1], got[2])
+		}
+		if took := time.Since(began); took != patience {
+			t.Errorf("took %v, want %v", took, patience)
+		}
+	})
 }
 
 // Nobody is dialled who is not listed, wherever a registry points.

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +40,7 @@ type Keychain interface {
 // Config says whom a Client may contact, and how.
 type Config struct {
 	Registries []Registry        // at least one; the first is the default
+	Parent     *url.URL          // another larder, which is asked first about each of them; nil: none
 	Keychain   Keychain          // nil: nobody is shown credentials
 	Transport  http.RoundTripper // nil: larder's own
 	UserAgent  string            // "": larder
@@ -78,7 +81,7 @@ type Client struct {
 	wg      sync.WaitGroup // the handshakes
 	flights singleflight.Group
 	count   counters
-	places  map[string][]*place            // by host, in the order of the list
+	places  map[string][]*place            // by host, in the order of the list; the parent is first
 	bodies  map[string]*semaphore.Weighted // by host; fair: who asks first is first
 	room    *semaphore.Weighted            // bytes of large documents
 
@@ -128,8 +131,11 @@ func New(cfg Config) (*Client, error) {
 		places: make(map[string][]*place), bodies: make(map[string]*semaphore.Weighted),
 		room: semaphore.NewWeighted(allRoom),
 	}
+	parent := new(breaker)
 	for _, r := range cfg.Registries {
-		c.places[r.Host] = newPlaces(r, log)
+		if c.places[r.Host] = newPlaces(r, log); cfg.Parent != nil {
+			c.places[r.Host] = slices.Insert(c.places[r.Host], 0, newParent(cfg.Parent, r.Host, parent, log))
+		}
 		c.bodies[r.Host] = semaphore.NewWeighted(int64(cmp.Or(cfg.Connections, defaultConnections)))
 	}
 	c.count.answers = make(map[string]map[int]int64)
@@ -179,7 +185,11 @@ func (c *Client) Repository(ns, name string) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Repository{client: c, registry: registry, name: name}, nil
+	r := &Repository{client: c, registry: registry, name: name}
+	if c.cfg.Parent != nil {
+		r.relay = new(relay)
+	}
+	return r, nil
 }
 
 // CheckCredentials makes a handshake with the default registry, wherever it is,
@@ -191,7 +201,11 @@ func (c *Client) CheckCredentials(ctx context.Context) error {
 	r := &Repository{client: c, registry: c.cfg.Registries[0]}
 	var errs []error
 	for _, p := range r.places() {
-		errs = append(errs, c.checkCredentials(ctx, r, p))
+		err := c.checkCredentials(ctx, r, p)
+		if err != nil && p.parent {
+			err = fmt.Errorf("at the parent: %w", err)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

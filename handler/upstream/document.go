@@ -21,12 +21,12 @@ const (
 	signedManifest = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 )
 
-// documentType is the media type of a manifest: what upstream says it is, or what
+// DocumentType is the media type of a manifest: what upstream says it is, or what
 // the document says of itself if upstream says nothing. What a client does with
 // a manifest depends on the type, which no digest covers: a document that
 // contradicts it, or that has the marks of an image and of an index, is refused
 // (CVE-2021-41190). Types that are not known pass, and need not be JSON.
-func documentType(contentType string, body []byte) (string, error) {
+func DocumentType(contentType string, body []byte) (string, error) {
 	mediaType := mediaType(contentType)
 	var doc struct {
 		MediaType string          `json:"mediaType"`

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -221,8 +222,11 @@ func (k *keys) Resolve(_ context.Context, host string) (authn.Authenticator, err
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.asked[host] = true
-	return authn.FromConfig(authn.AuthConfig{Username: host, Password: password}), nil
+	return authn.FromConfig(authn.AuthConfig{Username: userOf(host), Password: password}), nil
 }
+
+// userOf is the user's name at a host: one can have no colon.
+func userOf(host string) string { return strings.ReplaceAll(host, ":", "-") }
 
 func TestEachPlaceHasItsOwnCredentials(t *testing.T) {
 	tests := map[string]struct {

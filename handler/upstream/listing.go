@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -26,6 +27,10 @@ type Listing struct {
 	ContentType string
 	Filters     string     // OCI-Filters-Applied
 	Next        url.Values // the query that gets the next page; nil: this was the last
+
+	// What a parent has said of it: see Repository.Relayed.
+	Relayed string
+	Age     time.Duration
 }
 
 // Tags gets a page of the tags; query has n and last.
@@ -63,6 +68,7 @@ func (r *Repository) sendForList(ctx context.Context, s *session, path string, q
 func (r *Repository) list(ctx context.Context, op, things string, send func(ctx context.Context, s *session, op string) (*http.Response, error)) (*Listing, error) {
 	var l *Listing
 	ctx = r.client.withRoom(ctx)
+	r = r.Anew()
 	err := r.ask(ctx, op, r.places(), func(ctx context.Context, s *session, _ *exchange) error {
 		res, err := send(ctx, s, op)
 		if err != nil {
@@ -86,7 +92,11 @@ func (r *Repository) list(ctx context.Context, op, things string, send func(ctx 
 		}
 		return nil
 	})
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	l.Relayed, l.Age = r.Relayed()
+	return l, nil
 }
 
 // present is whether a field is there, with whatever in it.

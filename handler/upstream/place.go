@@ -17,11 +17,12 @@ import (
 type place struct {
 	host        string // the registry's
 	url         *url.URL
+	parent      bool        // it is no place of the registry's; see Config.Parent
 	credentials string      // the host whose credentials are shown here
 	whole       atomic.Bool // it refuses a range from a blob's start
 	signatures  atomic.Bool // it has said that it has signatures
 	quota       quota
-	breaker     breaker
+	breaker     *breaker
 	log         *zap.Logger
 
 	mu           sync.Mutex          // guards what follows
@@ -43,10 +44,7 @@ type Answer struct {
 func newPlaces(r Registry, log *zap.Logger) []*place {
 	var places []*place
 	for _, u := range r.URLs {
-		p := &place{
-			host: r.Host, url: u, credentials: r.Host, log: log.With(zap.String("upstream", r.Host), zap.String("at", u.Host)),
-			repositories: make(map[string]*breaker), asking: make(map[string]int),
-		}
+		p := newPlace(r.Host, u, log)
 		// What a registry may be told, a mirror of it may not.
 		if len(r.URLs) > 1 && canonicalHost(u.Host) != r.Host {
 			p.credentials = u.Host
@@ -54,6 +52,13 @@ func newPlaces(r Registry, log *zap.Logger) []*place {
 		places = append(places, p)
 	}
 	return places
+}
+
+func newPlace(host string, u *url.URL, log *zap.Logger) *place {
+	return &place{
+		host: host, url: u, credentials: host, breaker: new(breaker), log: log.With(zap.String("upstream", host), zap.String("at", u.Host)),
+		repositories: make(map[string]*breaker), asking: make(map[string]int),
+	}
 }
 
 // key names a repository at the place. Two registries may be at one URL, with
@@ -264,6 +269,7 @@ func (p *place) failOne(repository string, e *Error) {
 // Place is how one URL of a registry fares.
 type Place struct {
 	Host, URL string
+	Parent    bool  // it is not the registry's, but a larder that is asked first
 	Open      bool  // it is left alone after it has failed
 	Trips     int64 // how often that has begun
 	Held      int   // repositories that are left alone, for failures or 429
@@ -278,7 +284,7 @@ type Place struct {
 }
 
 func (p *place) stats() Place {
-	s := Place{Host: p.host, URL: p.url.String(), Quota: p.quota.get()}
+	s := Place{Host: p.host, URL: p.url.String(), Parent: p.parent, Quota: p.quota.get()}
 	s.Open, s.Trips = p.breaker.stats()
 	s.Failures, s.Cause = p.breaker.row()
 	if refused := p.breaker.peek(); refused != nil {

@@ -37,6 +37,7 @@ type Repository struct {
 	registry Registry
 	name     string
 	hops     []string // see Via
+	relay    *relay   // nil: there is no parent
 }
 
 // Host is the registry's name.
@@ -93,7 +94,7 @@ func (r *Repository) GetManifest(ctx context.Context, reference string) (ocispec
 		if d, err := digest.Parse(res.Header.Get("Docker-Content-Digest")); err == nil {
 			desc.Digest = d
 		}
-		if desc.MediaType, err = documentType(res.Header.Get("Content-Type"), body); err != nil {
+		if desc.MediaType, err = DocumentType(res.Header.Get("Content-Type"), body); err != nil {
 			return err
 		}
 		if d, err := digest.Parse(reference); err == nil && d.Algorithm().FromBytes(body) != d && desc.MediaType != signedManifest {
@@ -256,7 +257,7 @@ func (r *Repository) ask(ctx context.Context, op string, places []*place, q ques
 // askUntilAnswered puts a question to one place after the other until one
 // answers it; q's context lives on then. If none does, the last of the list
 // decides what that means: a mirror need not have everything, and a no is one
-// only if the registry behind the mirrors says so.
+// only if the registry behind the mirrors says so, itself or by way of a parent.
 func (r *Repository) askUntilAnswered(ctx context.Context, op string, places []*place, q question) error {
 	deadline := time.Now().Add(answerTimeout)
 	listed := r.places()
@@ -278,7 +279,7 @@ func (r *Repository) askUntilAnswered(ctx context.Context, op string, places []*
 		if verdict == nil || p == listed[len(listed)-1] {
 			verdict = e
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || r.settles(ctx, p, e) {
 			return e
 		}
 		if others > 0 {
@@ -311,6 +312,9 @@ func (r *Repository) askAt(parent context.Context, p *place, op string, timeout 
 			err = q(ctx, s, ex)
 		}
 		if err == nil {
+			if r.relay != nil && p.parent {
+				r.relay.note(p, ex.answerHeader())
+			}
 			return nil
 		}
 		e := r.failure(ctx, op, ex, err)

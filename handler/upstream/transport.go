@@ -172,6 +172,9 @@ func (t *wire) roundTrip(in *http.Request, hops []string) (_ *http.Response, sil
 	question, redirects := first(in)
 	limit := int64(maxToken)
 	req := in.Clone(in.Context())
+	if t.place.parent && redirects == 0 && asked(in, t.repository) {
+		withNamespace(req.URL, t.place.host)
+	}
 	switch kind := req.Header.Get(bodyHeader); {
 	case kind == bodyBlob:
 		limit = -1
@@ -238,7 +241,7 @@ func (t *wire) allow(req *http.Request) error {
 	if secret && redirects > 0 && !asked(req, t.repository) {
 		return fmt.Errorf("%w: the token server of %s sends a password elsewhere", errRedirect, t.place.host)
 	}
-	if secret && !sameSite(req.URL, origin) && !t.client.trusts(req.URL, origin) {
+	if secret && !sameSite(req.URL, origin) && (t.place.parent || !t.client.trusts(req.URL, origin)) {
 		return fmt.Errorf("%w: %s asks for a token at %s", errForeign, t.place.host, req.URL.Hostname())
 	}
 	return nil

@@ -1,5 +1,5 @@
 // Package doctor finds out what keeps larder from doing its work: it asks the
-// registries, tries the disk, and pulls through larder itself. Each failure says what
+// registries, tries the disk and the fleet's store, and pulls through larder itself. Each failure says what
 // to do.
 package doctor
 
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"larder/blobcache"
+	"larder/handler/shared/store"
 	"larder/handler/upstream"
 )
 
@@ -24,11 +25,13 @@ const (
 	pullTimeout = 40 * time.Second
 )
 
-// Config is what is examined. Nobody is contacted but larder itself and the
-// registries that the client knows.
+// Config is what is examined. Nobody is contacted but larder itself, the registries
+// that the client knows, and the store.
 type Config struct {
 	Version   string
 	Upstreams *upstream.Client // one that nobody else uses: its state is not to count
+
+	Shared store.Store // nil: none
 
 	CacheDir string
 	MinFree  blobcache.Limit
@@ -88,6 +91,7 @@ func Examine(ctx context.Context, cfg Config) *Report {
 		func(ctx context.Context) []Check { return cfg.upstreams(ctx, known, tag) },
 		cfg.listeners,
 		cfg.disk,
+		cfg.shared,
 		func(ctx context.Context) []Check { return cfg.pull(ctx, known, tag) },
 	}
 	found := make([][]Check, len(parts))

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -291,8 +292,15 @@ func TestDiskIsLeftAsItWas(t *testing.T) {
 	if err := os.Chtimes(file, old, old); err != nil {
 		t.Fatal(err)
 	}
-	p.want(t, "cache content", doctor.OK, "1 files, 2KiB", "2 days ago")
-	p.want(t, "cache disk", doctor.OK, "/s, with fsync")
+	r := p.want(t, "cache content", doctor.OK, "1 files, 2KiB", "2 days ago")
+	disk := r.Checks[slices.IndexFunc(r.Checks, func(c doctor.Check) bool { return c.Name == "cache disk" })]
+	want := doctor.OK
+	if strings.Contains(disk.Do, "a faster disk") { // others may keep it busy
+		want = doctor.Warning
+	}
+	if disk.Status != want || !strings.Contains(disk.Detail, "/s, with fsync") {
+		t.Errorf("got %+v, want %v and how fast it is", disk, want)
+	}
 	entries, err := os.ReadDir(p.cfg.CacheDir)
 	if err != nil || len(entries) != 1 || entries[0].Name() != "blobs" {
 		t.Errorf("left: %v, %v", entries, err)

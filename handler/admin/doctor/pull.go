@@ -179,7 +179,8 @@ func (p *puller) get(ctx context.Context, name, path string, limit int64, into i
 		return n, fmt.Errorf("%s: it is larger than it should be", name)
 	}
 	p.steps = append(p.steps, step(name, time.Since(began)))
-	_, outcome, _ := strings.Cut(res.Header.Get("Cache-Status"), "detail=")
+	status := res.Header.Get("Cache-Status") // larder's own is last
+	outcome := status[strings.LastIndex(status, "=")+1:]
 	p.outcomes = append(p.outcomes, outcome)
 	return n, nil
 }

@@ -21,13 +21,18 @@ func (cfg Config) upstreams(ctx context.Context, known *upstream.Repository, tag
 	var checks []Check
 	for _, u := range cfg.Upstreams.CheckUp(ctx, known, tag) {
 		c := Check{Name: "upstream " + u.Host, Status: OK, Detail: u.URL + " answers, to anybody"}
+		if u.Parent {
+			c.Name = "parent"
+		}
 		for _, s := range u.Steps {
 			c.Steps = append(c.Steps, step(string(s.Name), s.Took))
 		}
 		switch {
 		case u.Err != nil:
 			c.Status, c.Detail = Failed, fmt.Sprintf("%s: %s: %v", u.URL, u.Failed, u.Err)
-			c.Do = remedy(u)
+			if c.Do = remedy(u); u.Parent {
+				c.Status, c.Detail = Warning, c.Detail+"; meanwhile the registries are asked directly"
+			}
 		case u.Credentials:
 			c.Detail = u.URL + " answers, and takes larder's credentials"
 		}
@@ -56,6 +61,10 @@ func (c *Check) quota(q upstream.Quota) {
 // remedy is what to do about a checkup that failed.
 func remedy(u *upstream.Checkup) string {
 	var status int
+	variable := "LARDER_UPSTREAMS"
+	if u.Parent {
+		variable = "LARDER_PARENT"
+	}
 	if e, ok := errors.AsType[*upstream.Error](u.Err); ok {
 		status = e.Status
 	}
@@ -63,13 +72,15 @@ func remedy(u *upstream.Checkup) string {
 	case u.Failed == upstream.StepCredentials:
 		return "Check LARDER_PASSWORD_FILE, or the config.json of Docker that larder reads and its credential helpers."
 	case u.Failed == upstream.StepResolve:
-		return "Check the name in LARDER_UPSTREAMS, and what this machine takes for its DNS (/etc/resolv.conf)."
+		return "Check the name in " + variable + ", and what this machine takes for its DNS (/etc/resolv.conf)."
 	case u.Failed == upstream.StepConnect:
 		return "Check that the registry is up at that URL, and that a firewall lets larder through; if the way there is a proxy, set HTTPS_PROXY."
 	case u.Failed == upstream.StepTLS:
 		return "Check this machine's clock and the URL's scheme; if a CA of your own has signed the registry's certificate, set SSL_CERT_FILE to that CA's."
 	case status == http.StatusTooManyRequests:
 		return "Wait, or sign in for a higher limit; until then larder serves what is cached."
+	case u.Parent && (status == http.StatusUnauthorized || status == http.StatusForbidden):
+		return "It wants a password, or another one: docker login there as the user that larder runs as."
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
 		if !u.Credentials {
 			return "It wants a password: set LARDER_USERNAME and LARDER_PASSWORD for the default upstream, or docker login as the user that larder runs as."
@@ -78,6 +89,6 @@ func remedy(u *upstream.Checkup) string {
 	case status >= http.StatusInternalServerError:
 		return "The registry is in trouble: look at its status page, and wait; until then larder serves what is cached."
 	default:
-		return "Check the URL in LARDER_UPSTREAMS: what answers there does not do so as a registry."
+		return "Check the URL in " + variable + ": what answers there does not do so as a registry."
 	}
 }

@@ -73,7 +73,7 @@ func (h *History) Add(o middleware.Observation) {
 		return
 	}
 	switch o.Outcome {
-	case "hit", "join", "revalidated", "stale":
+	case "hit", "join", "revalidated", "stale", "shared":
 		h.hits.Add(1)
 		h.saved.Add(o.Bytes)
 		fallthrough

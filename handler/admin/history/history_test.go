@@ -23,13 +23,13 @@ func answer(outcome string, bytes int64) middleware.Observation {
 
 func TestTotals(t *testing.T) {
 	h := history.New()
-	for _, outcome := range []string{"hit", "join", "revalidated", "stale", "miss", "pass", "denied", ""} {
+	for _, outcome := range []string{"hit", "join", "revalidated", "stale", "shared", "miss", "pass", "denied", ""} {
 		h.Add(answer(outcome, 10))
 	}
 	other := answer("hit", 1000)
 	other.Kind = "tags"
 	h.Add(other)
-	want := history.Totals{Answers: 6, Hits: 4, Sent: 60, Saved: 40}
+	want := history.Totals{Answers: 7, Hits: 5, Sent: 70, Saved: 50}
 	if r := h.Report(); r.Start.Totals != want || r.Today.Totals != want || r.Week.Totals != want || r.Minutes[59] != want {
 		t.Errorf("got %+v, want %+v", r, want)
 	}

@@ -214,7 +214,7 @@ func TestOneSnapshotASecondForAllWhoLook(t *testing.T) {
 		for range 5 {
 			s := listen(t, client, "http://larder")
 			first, err := s.next()
-			if err != nil || len(first) != 11 || !strings.Contains(first["health"], "&lt;b&gt;") {
+			if err != nil || len(first) != 12 || !strings.Contains(first["health"], "&lt;b&gt;") {
 				t.Fatalf("at first %d parts, %q, %v", len(first), first["health"], err)
 			}
 			all = append(all, s)

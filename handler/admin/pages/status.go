@@ -6,6 +6,7 @@ import (
 
 	"larder/blobcache"
 	"larder/handler/admin/history"
+	"larder/handler/shared"
 	"larder/handler/upstream"
 	"larder/manifestcache"
 )
@@ -23,7 +24,9 @@ type Status struct {
 
 	Blobs               blobcache.Stats
 	Manifests           manifestcache.Stats
-	DiskTotal, DiskFree int64 // 0: not known
+	Received            int64         // bytes of blobs that registries have sent
+	Shared              *shared.Stats // nil: this larder is alone
+	DiskTotal, DiskFree int64         // 0: not known
 	Next                []Ending
 	Gone                []Gone
 
@@ -97,7 +100,7 @@ type fragments struct {
 // live are the parts of the status page that change: a template and an element's
 // id each.
 func live() []string {
-	return []string{"clock", "health", "totals", "charts", "fills", "upstreams", "space", "next", "gone", "slowest", "failures"}
+	return []string{"clock", "health", "totals", "charts", "fills", "upstreams", "shared", "space", "next", "gone", "slowest", "failures"}
 }
 
 // snapshot returns the current one, or makes it if that is too old. It is made

@@ -49,8 +49,8 @@ type Label struct {
 }
 
 // Store is a place for objects. Its methods may be called by several goroutines.
-// Keys are what CheckKey says. Errors are those above or, wrapped in an *Error, what
-// has gone wrong.
+// Keys are what CheckKey says, and none is another's prefix up to a slash. Errors are
+// those above or, wrapped in an *Error, what has gone wrong.
 type Store interface {
 	// Get opens an object at offset, for length bytes (-1: to the end), or as many as
 	// there are. Info is that of the whole object. The body, which ends with ctx, ends
@@ -68,7 +68,8 @@ type Store interface {
 	Create(ctx context.Context, key string, content []byte) (version string, err error)
 
 	// Replace replaces the version of a small object, or is ErrChanged (which it also is
-	// if there is none).
+	// if there is none). Of several that come at once, one wins; but if the answer got
+	// lost, an error may stand for what was done.
 	Replace(ctx context.Context, key string, content []byte, version string) (newVersion string, err error)
 
 	// Compose makes an object of others, end to end, without their bytes coming here if
@@ -79,7 +80,7 @@ type Store interface {
 	Delete(ctx context.Context, key string) error
 
 	// List goes through the objects whose keys begin with prefix, a path that ends in a
-	// slash or "".
+	// slash or "", in no order. Labels and versions are there if they cost nothing.
 	List(ctx context.Context, prefix string) iter.Seq2[Item, error]
 
 	// SignedURL is where a client without credentials gets an object for as long as

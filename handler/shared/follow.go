@@ -1,0 +1,189 @@
+package shared
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"larder/handler/shared/store"
+)
+
+// firstByte is how long a fill that has nothing yet waits for another node: clients
+// give up after 30 s, and upstream needs some of that.
+const firstByte = 15 * time.Second
+
+// progress is how far another node has come with a blob.
+type progress struct {
+	began       time.Time // when it was first followed
+	moved       time.Time // when it was last seen to have more than before
+	parts, have int64
+	looks       int // since then
+}
+
+// note takes note of what a lease says.
+func (p *progress) note(r record) {
+	now := time.Now()
+	if p.began.IsZero() {
+		p.began, p.moved = now, now
+	}
+	if p.looks++; r.Parts > p.parts || r.Have > p.have {
+		p.moved, p.looks = now, 0
+	}
+	p.parts, p.have = r.Parts, r.Have
+}
+
+// within has do ask the store, for no longer than it may cost the fill. What fails was
+// waited for in vain.
+func (f *fill) within(ctx context.Context, do func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, f.left(), errSlow)
+	defer cancel()
+	began := time.Now()
+	err := do(ctx)
+	if err != nil {
+		f.spend(began, 0)
+	}
+	return err
+}
+
+// await waits until there is something new to know of who fetches the blob. Of those
+// who wait, one looks.
+func (f *fill) await(ctx context.Context) error {
+	f.mu.Lock()
+	looked, mine, looks := f.looked, !f.looking, f.progress.looks
+	f.looking = true
+	f.mu.Unlock()
+	if !mine {
+		select {
+		case <-looked:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	err := pause(ctx, looks)
+	if err == nil {
+		_ = f.within(ctx, f.look) // it has drawn its conclusions
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.looking = false
+	close(f.looked)
+	f.looked = make(chan struct{})
+	return err
+}
+
+// look looks what has become of the lease.
+func (f *fill) look(ctx context.Context) error {
+	err := f.watch.look(ctx)
+	switch {
+	case errors.Is(err, errOut), errors.Is(err, errVersion), f.left() <= 0:
+		f.setWay(direct)
+	case err != nil: // once is nothing
+	case !f.watch.there && f.isThere(ctx): // who had it has brought the blob
+	case f.watch.isFree():
+		return f.lease(ctx)
+	default:
+		f.follow()
+	}
+	return err
+}
+
+// lease takes the lease, if it is free, or follows who has it.
+func (f *fill) lease(ctx context.Context) error {
+	l, err := f.watch.claim(ctx)
+	switch {
+	case errors.Is(err, errHeld):
+		f.follow()
+	case err != nil:
+		f.setWay(direct)
+		return err
+	case f.isThere(ctx): // whoever had the lease until now has brought it
+		l.release()
+	default:
+		f.hold(l)
+	}
+	return nil
+}
+
+// isThere looks whether the blob is in the tier as a whole by now, and takes it then.
+func (f *fill) isThere(ctx context.Context) bool {
+	info, err := f.tier.head(ctx, blobKey(f.digest))
+	if err != nil || !f.isGood(info) {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.size = info.Size
+	return f.take(stored)
+}
+
+// hold has this node fetch the blob for all.
+func (f *fill) hold(l *lease) {
+	p := newPublisher(f.tier, f.digest, l)
+	f.mu.Lock()
+	begun := f.agree(l.record) && !f.over && f.take(held)
+	if begun {
+		f.publisher, f.parts = p, l.record.Parts
+	}
+	f.mu.Unlock()
+	if !begun || !f.tier.start(p.run) {
+		p.cancel(nil)
+		l.release()
+		f.setWay(direct)
+	}
+}
+
+// agree takes the size from a lease, and reports whether it can be that of the blob.
+// Needs mu.
+func (f *fill) agree(r record) bool {
+	if f.size < 0 {
+		f.size = r.Size
+	}
+	return r.Size < 0 || r.Size == f.size
+}
+
+// follow goes on with what the one who has the lease has brought, unless that takes
+// too long.
+func (f *fill) follow() {
+	if f.goesOn(f.watch.record) {
+		return
+	}
+	f.setWay(direct)
+	f.tier.log.Info("another node fetches a blob too slowly; fetching it too",
+		zap.Stringer("digest", f.digest), zap.Int64("parts", f.watch.record.Parts))
+}
+
+// goesOn notes how far another node is, and reports whether that is good enough.
+func (f *fill) goesOn(r record) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.way == undecided {
+		f.tier.count.followed.Add(1)
+	}
+	if !f.take(followed) {
+		return true // no more
+	}
+	f.parts = max(f.parts, r.Parts)
+	p := &f.progress
+	p.note(r)
+	late := time.Since(p.moved) >= f.tier.cfg.Wait || !f.used && time.Since(p.began) >= firstByte
+	return f.agree(r) && !late
+}
+
+// partGone decides what it means that a part could not be opened. That it is not there
+// is to be expected: parts go when the blob is complete.
+func (f *fill) partGone(ctx context.Context, err error) error {
+	found := false
+	if errors.Is(err, store.ErrNotExist) {
+		_ = f.within(ctx, func(ctx context.Context) error {
+			found = f.isThere(ctx)
+			return nil
+		})
+	}
+	if err != nil && !found {
+		f.setWay(direct)
+	}
+	return nil
+}
