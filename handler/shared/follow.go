@@ -214,10 +214,11 @@ func (f *fill) orElse(ctx context.Context, err error) {
 	}
 }
 
-// later waits before a store is asked again that has too much to do. It reports whether
-// to ask: as long as for another node.
+// later reports whether to ask a store again that has too much to do: for as long as
+// another node is waited for.
 func (f *fill) later(ctx context.Context) (again bool) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.busy.IsZero() {
 		f.busy = time.Now()
 	}
@@ -225,7 +226,5 @@ func (f *fill) later(ctx context.Context) (again bool) {
 	if !f.used {
 		patience = min(patience, firstByte)
 	}
-	late := time.Since(f.busy) >= patience
-	f.mu.Unlock()
-	return !late && f.tier.pause(ctx, 0) == nil
+	return time.Since(f.busy) < patience && ctx.Err() == nil
 }

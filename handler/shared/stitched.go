@@ -146,6 +146,9 @@ func (f *fill) openPart(ctx context.Context, pos, end int64) (*source, error) {
 
 // openStored opens an object of the tier, as long as that does not take too long.
 func (f *fill) openStored(ctx context.Context, key string, offset, length int64) (*source, store.Info, error) {
+	if err := f.tier.spare(ctx); err != nil {
+		return nil, store.Info{}, err
+	}
 	left := f.left()
 	if left <= 0 {
 		return nil, store.Info{}, errSlow

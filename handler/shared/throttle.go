@@ -56,10 +56,22 @@ func isBusy(err error) bool {
 	return ok && slices.Contains([]string{"SlowDown", "ServiceUnavailable", "TooManyRequests"}, e.Code)
 }
 
+// spare waits until a busy store may be asked.
+func (t *Tier) spare(ctx context.Context) error {
+	if d := t.throttle.hold(); d > 0 {
+		return wait(ctx, d)
+	}
+	return nil
+}
+
 // pause waits before looking again for the n-th time, so that many who began at the
 // same moment don't go on so.
 func (t *Tier) pause(ctx context.Context, n int) error {
-	d := max(min(shortPause<<min(n, 10), longPause), t.throttle.hold())
+	return wait(ctx, max(min(shortPause<<min(n, 10), longPause), t.throttle.hold()))
+}
+
+// wait waits for d, or up to half of that less.
+func wait(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d/2 + rand.N(d/2)):
 		return nil
