@@ -255,9 +255,14 @@ func (t *Tier) putBlob(ctx context.Context, d digest.Digest, content io.ReadSeek
 	if err := t.put(ctx, blobKey(d), content, store.Label{Digest: d, Size: size}); err != nil {
 		return err
 	}
+	t.isShared(d)
+	return nil
+}
+
+// isShared notes that this node has brought the blob into the tier.
+func (t *Tier) isShared(d digest.Digest) {
 	t.doubted.remove(d)
 	t.known.add(d, "")
-	return nil
 }
 
 func (f *fill) setWay(w way) {

@@ -168,12 +168,17 @@ type machine struct {
 // newMachine makes a node with a cache in dir. Its parts are small.
 func newMachine(t *testing.T, m *storetest.Model, dir string, change func(*Config)) *machine {
 	t.Helper()
+	return newMachineWith(t, m, dir, blobcache.Config{Connections: 4, Linger: time.Second}, change)
+}
+
+func newMachineWith(t *testing.T, m *storetest.Model, dir string, cfg blobcache.Config, change func(*Config)) *machine {
+	t.Helper()
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := &machine{reach: &reach{Store: m}, size: -1}
-	n.cache, err = blobcache.Open(root, blobcache.Config{Connections: 4, Linger: time.Second})
+	n.cache, err = blobcache.Open(root, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,8 +268,12 @@ func quick() *storetest.Model {
 	}}
 }
 
-func sizesOf(f func(t *testing.T, o *origin), t *testing.T) {
-	for _, size := range []int{0, 1, 10 << 10, 100 << 10, 256 << 10, 600 << 10, 1 << 20, 1<<20 + 7} {
-		bubble(t, fmt.Sprint(size), func(t *testing.T) { f(t, newOrigin(size)) })
+// sizesOf runs a test with blobs of several sizes, which the nodes know beforehand or
+// don't (-1).
+func sizesOf(t *testing.T, test func(t *testing.T, o *origin, known int64)) {
+	t.Helper()
+	for _, size := range []int{0, 1, 10 << 10, 256 << 10, 600 << 10, 1 << 20, 1<<20 + 7} {
+		bubble(t, fmt.Sprint(size), func(t *testing.T) { test(t, newOrigin(size), int64(size)) })
+		bubble(t, fmt.Sprint(size, " unknown"), func(t *testing.T) { test(t, newOrigin(size), -1) })
 	}
 }

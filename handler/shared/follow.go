@@ -146,6 +146,7 @@ func (f *fill) hold(l *lease) {
 	}
 	f.mu.Unlock()
 	if !begun || !f.tier.start(p.run) {
+		p.cancel(nil)
 		l.release()
 		f.setWay(direct)
 	}

@@ -2,11 +2,13 @@ package shared
 
 import (
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"larder/blobcache"
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
 )
@@ -140,7 +142,7 @@ func TestSlowHolderIsWaitedForWhileItGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o := quick(), newOrigin(2<<20)
 		o.rate = 32 << 10 // a part takes 8 s, all of it a minute
-		nodes := machines(t, m, 5, nil)
+		nodes := machines(t, m, 5, func(c *Config) { c.Wait = 5 * time.Second })
 		pullAll(t, nodes, o)
 		o.wantSent(t, 2<<20)
 	})
@@ -179,8 +181,10 @@ func TestStoreWithoutConditionsIsUsedWithoutLeases(t *testing.T) {
 		m, o, next := quick(), newOrigin(1<<20), newOrigin(2<<20)
 		m.NoConditions = true
 		nodes := machines(t, m, 3, nil)
-		pullAll(t, nodes, o)
+		var both sync.WaitGroup
+		both.Go(func() { pullAll(t, nodes, o) })
 		pullAll(t, nodes, next)
+		both.Wait()
 		settled()
 		o.down.Store(true)
 		newMachine(t, m, t.TempDir(), nil).pull(t, o)
@@ -292,5 +296,25 @@ func TestPartThatIsWrongIsNotServedWhole(t *testing.T) {
 		if read(t, m, blobKey(o.digest)) != string(o.data) {
 			t.Error("what was made of a wrong part was not replaced")
 		}
+	})
+}
+
+func TestBlobThatIsNotKeptHoldsNoLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, o := quick(), newOrigin(2<<20)
+		o.rate = 1 << 20
+		full := newMachineWith(t, m, t.TempDir(), blobcache.Config{MaxSize: blobcache.Limit{Bytes: 1 << 20}}, nil)
+		full.pull(t, o)
+		settled()
+		if s := full.Stats(); s.Leases != 0 {
+			t.Errorf("stats: %+v", s)
+		}
+		other := newMachine(t, m, t.TempDir(), nil)
+		other.pull(t, o)
+		settled()
+		wantShared(t, m, o)
+		sent, _ := o.traffic()
+		full.pull(t, o)
+		o.wantSent(t, sent)
 	})
 }

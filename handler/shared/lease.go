@@ -191,11 +191,12 @@ func (l *lease) tell(size, parts int64) {
 	}
 }
 
-// have notes how much of the blob the holder has. It is told with the next renewal.
-func (l *lease) have(n int64) {
+// has notes how large the blob is and how much of it the holder has. That is told with
+// the next renewal.
+func (l *lease) has(size, n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.record.Have = n
+	l.record.Size, l.record.Have = size, n
 }
 
 func (l *lease) parts() int64 {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
@@ -17,6 +19,10 @@ import (
 // to make requests rare, small enough for who waits for it.
 const partSize = 16 << 20
 
+// commitPatience is how long a blob may take that has arrived to be verified and
+// committed.
+const commitPatience = time.Minute
+
 // publisher brings a blob that this node has leased into the tier, part by part as it
 // arrives in the local cache, which it reads as one reader more.
 type publisher struct {
@@ -28,6 +34,9 @@ type publisher struct {
 
 	ended chan struct{} // closed when the fill has ended
 	err   error         // of the fill; set before
+
+	due  atomic.Int32 // of the two things that afterwards waits for, how many have happened
+	size int64        // of the blob; of run's goroutine until it counts up due
 }
 
 func newPublisher(t *Tier, d digest.Digest, l *lease) *publisher {
@@ -36,16 +45,17 @@ func newPublisher(t *Tier, d digest.Digest, l *lease) *publisher {
 	return p
 }
 
-// end is told when the fill has ended.
+// end is told when the fill has ended. It does not wait.
 func (p *publisher) end(err error) {
 	p.err = err
 	close(p.ended)
 	if err != nil {
 		p.cancel(err)
 	}
+	p.afterwards()
 }
 
-// run is the publisher's goroutine. It ends after the fill, or with the tier.
+// run is the publisher's goroutine. It ends with the fill, or before, or with the tier.
 func (p *publisher) run() {
 	p.tier.count.leases.Add(1)
 	defer p.tier.count.leases.Add(-1)
@@ -54,12 +64,12 @@ func (p *publisher) run() {
 		p.lease.keep(p.ctx)
 		p.cancel(errHeld)
 	})
-	size, err := p.publish()
+	err := p.publish()
 	p.cancel(nil)
 	keeping.Wait()
 	if err == nil {
 		p.lease.done()
-		p.removeParts(size)
+		p.removeParts()
 		return
 	}
 	if errors.Is(err, blobcache.ErrDigest) {
@@ -67,98 +77,131 @@ func (p *publisher) run() {
 	}
 	p.lease.giveBack()
 	p.tier.log.Debug("blob not shared while it was fetched", zap.Stringer("digest", p.digest), zap.Error(err))
-	select {
-	case <-p.ended:
-		p.afterwards(size)
-	case <-p.tier.ctx.Done():
-	}
+	p.afterwards()
 }
 
-// afterwards does what is due when the fill has ended and has not been published.
-func (p *publisher) afterwards(size int64) {
+// afterwards does what is due when the fill has ended and it has not been published:
+// it is called for each of the two.
+func (p *publisher) afterwards() {
 	switch {
+	case p.due.Add(1) < 2:
 	case p.err == nil:
 		p.tier.upload(p.digest)
 	case errors.Is(p.err, blobcache.ErrDigest): // nobody shall go on with its parts
-		p.removeParts(size)
+		p.tier.start(p.removeParts)
 	}
 }
 
 // publish brings the blob into the tier. It is made of its parts once the local cache
 // has found it to be right.
-func (p *publisher) publish() (size int64, err error) {
+func (p *publisher) publish() error {
 	content, size, err := p.tier.cfg.Open(p.ctx, p.digest)
 	if err != nil {
-		return size, err
+		return err
 	}
 	defer content.Close()
 	if size < 0 {
-		return size, errors.New("size is not known yet")
+		return errors.New("size is not known yet")
 	}
-	p.lease.tell(size, p.lease.parts())
+	p.size = size
+	p.lease.has(size, 0)
 	if size <= p.tier.sizes.part {
-		if err := p.awaitEnd(); err != nil {
-			return size, err
-		}
-		return size, p.tier.putBlob(p.ctx, p.digest, content, size)
+		return p.putWhole(content)
 	}
 	number, part := p.lease.parts(), p.tier.sizes.part
 	if _, err := content.Seek(min(number*part, size), io.SeekStart); err != nil {
-		return size, err
+		return err
 	}
 	for ; number*part < size; number++ {
-		if err := p.putPart(content, number, min(part, size-number*part)); err != nil {
-			return size, err
+		if err := p.awaitPart(content, number); err != nil {
+			return err
+		}
+		if err := p.putPart(content, number); err != nil {
+			return err
 		}
 		p.lease.tell(size, number+1)
 	}
-	if err := p.awaitEnd(); err != nil {
-		return size, err
-	}
-	err = p.tier.compose(p.ctx, blobKey(p.digest), p.partKeys(size), store.Label{Digest: p.digest, Size: size})
-	if err != nil {
-		return size, err
-	}
-	p.tier.doubted.remove(p.digest)
-	p.tier.known.add(p.digest, "")
-	return size, nil
+	return p.compose(content)
 }
 
-// putPart waits until a part has arrived, and puts it: while it arrives, no request
-// is kept waiting.
-func (p *publisher) putPart(content io.ReadSeeker, number, size int64) error {
-	start := number * p.tier.sizes.part
-	for n := int64(0); n < size; {
-		m, err := io.CopyN(io.Discard, content, min(1<<20, size-n))
+// putWhole puts a blob that is no more than a part.
+func (p *publisher) putWhole(content io.ReadSeeker) error {
+	if err := p.awaitPart(content, 0); err != nil {
+		return err
+	}
+	if err := p.awaitEnd(); err != nil {
+		return err
+	}
+	if _, err := content.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return p.tier.putBlob(p.ctx, p.digest, content, p.size)
+}
+
+// compose makes the blob of its parts. If the store can't, it gets all of it once more.
+func (p *publisher) compose(content io.ReadSeeker) error {
+	if err := p.awaitEnd(); err != nil {
+		return err
+	}
+	err := p.tier.compose(p.ctx, blobKey(p.digest), p.partKeys(), store.Label{Digest: p.digest, Size: p.size})
+	if err == nil {
+		p.tier.isShared(p.digest)
+		return nil
+	}
+	if _, err := content.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return p.tier.putBlob(p.ctx, p.digest, content, p.size)
+}
+
+// partOf is where a part begins and ends.
+func (p *publisher) partOf(number int64) (start, end int64) {
+	start = number * p.tier.sizes.part
+	return start, min(start+p.tier.sizes.part, p.size)
+}
+
+// awaitPart waits until a part has arrived: no request to the store is kept waiting for
+// that.
+func (p *publisher) awaitPart(content io.Reader, number int64) error {
+	for pos, end := p.partOf(number); pos < end; {
+		n, err := io.CopyN(io.Discard, content, min(64<<10, end-pos))
 		if err != nil {
 			return err
 		}
-		n += m
-		p.lease.have(start + n)
+		pos += n
+		p.lease.has(p.size, pos)
 	}
+	return nil
+}
+
+// putPart puts a part, which content stands behind then.
+func (p *publisher) putPart(content io.ReadSeeker, number int64) error {
+	start, end := p.partOf(number)
 	if _, err := content.Seek(start, io.SeekStart); err != nil {
 		return err
 	}
-	err := p.tier.put(p.ctx, partKey(p.digest, number), &section{content, start, size, 0}, store.Label{Size: size})
+	err := p.tier.put(p.ctx, partKey(p.digest, number), &section{content, start, end - start, 0}, store.Label{Size: end - start})
 	if err != nil {
 		return err
 	}
-	_, err = content.Seek(start+size, io.SeekStart)
+	_, err = content.Seek(end, io.SeekStart)
 	return err
 }
 
-// awaitEnd waits until the fill has ended, well.
+// awaitEnd waits until the fill has ended, well. All of the blob has arrived.
 func (p *publisher) awaitEnd() error {
 	select {
 	case <-p.ended:
 		return p.err
 	case <-p.ctx.Done():
 		return context.Cause(p.ctx)
+	case <-time.After(commitPatience): // it is another one's, then
+		return errors.New("not committed")
 	}
 }
 
-func (p *publisher) partKeys(size int64) (keys []string) {
-	for number := int64(0); number*p.tier.sizes.part < size; number++ {
+func (p *publisher) partKeys() (keys []string) {
+	for number := int64(0); number*p.tier.sizes.part < p.size; number++ {
 		keys = append(keys, partKey(p.digest, number))
 	}
 	return keys
@@ -166,11 +209,11 @@ func (p *publisher) partKeys(size int64) (keys []string) {
 
 // removeParts removes what nobody needs any more. What is left of it, if the tier is
 // closed, goes with a prune.
-func (p *publisher) removeParts(size int64) {
-	if size <= p.tier.sizes.part {
+func (p *publisher) removeParts() {
+	if p.size <= p.tier.sizes.part {
 		return
 	}
-	for _, key := range p.partKeys(size) {
+	for _, key := range p.partKeys() {
 		if p.tier.remove(p.tier.ctx, key) != nil {
 			return
 		}

@@ -86,3 +86,8 @@ func TestModelFailsAsWanted(t *testing.T) {
 		t.Errorf("Create: %v", err)
 	}
 }
+
+func TestModelConforms(t *testing.T) {
+	m := &storetest.Model{}
+	storetest.Conform(t, m, m)
+}
