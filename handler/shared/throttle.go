@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -50,10 +49,11 @@ func (h *throttle) hold() time.Duration {
 	return min(firstHold<<((h.level-1)/calm), mostHold)
 }
 
-// isBusy reports whether the store has said that it is asked too much.
+// isBusy reports whether the store has said that it is asked too much, in answer to a
+// HEAD by its status. Any other 503 may be an outage.
 func isBusy(err error) bool {
 	e, ok := errors.AsType[*store.Error](err)
-	return ok && slices.Contains([]string{"SlowDown", "ServiceUnavailable", "TooManyRequests"}, e.Code)
+	return ok && (e.Code == "SlowDown" || e.Code == "503 Slow Down")
 }
 
 // spare waits until a busy store may be asked.
