@@ -24,11 +24,11 @@ func TestSourceIsToldOnceHowItsFillEnded(t *testing.T) {
 		"on disk":     {read: 1 << 20},
 		"wrong bytes": {set: func(s *source) { s.data = bytes.Repeat([]byte("x"), len(s.data)) }, read: 1 << 20, want: blobcache.ErrDigest},
 		"refused":     {set: func(s *source) { s.err = refused }, want: refused},
-		"not wanted":  {set: func(s *source) {
+		"not wanted": {set: func(s *source) {
 			open := s.gate(5 << 10)
 			time.AfterFunc(30*time.Second, func() { close(open) })
 		}, want: errAny},
-		"disk full":   {disk: syscall.ENOSPC, read: 1 << 20, want: errAny},
+		"disk full": {disk: syscall.ENOSPC, read: 1 << 20, want: errAny},
 	}
 	for name, test := range tests {
 		for _, size := range []int{10 << 10, 300 << 10} {

@@ -159,7 +159,8 @@ type Cache struct {
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the questions
 	flights singleflight.Group
-	checks  singleflight.Group // of large manifests, by digest
+	loads   singleflight.Group // of manifests from disk, by digest
+	changes changes
 	unkept  *semaphore.Weighted
 	due     ttl.Queue[expiring]
 	count   counters
@@ -196,7 +197,7 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 	onceAMinute := func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}
-	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), repins: make(chan struct{}, 1), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
+	c := &Cache{root: root, cfg: cfg, log: log, disk: log.WithOptions(zap.WrapCore(onceAMinute)), whole: make(chan struct{}, 1), unkept: semaphore.NewWeighted(maxUnkept), scanned: make(chan struct{}), repins: make(chan struct{}, 1), changes: newChanges(), index: newIndex(), lists: newLists(), storeErrs: make(map[string]int64)}
 	if err := durable.Clean(root); err != nil {
 		return nil, fmt.Errorf("open manifest cache: %w", err)
 	}

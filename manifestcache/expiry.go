@@ -35,7 +35,7 @@ type expiring interface {
 	// lifeEnds is when its life ends unless it is used. If it lives as long as a
 	// manifest, it is held as long as that is there. Needs mu.
 	lifeEnds(c *Cache) (end time.Time, held bool)
-	// gone drops it, whose file has been removed.
+	// gone drops it, whose file has been removed. Needs the change of that.
 	gone(c *Cache)
 }
 
@@ -75,11 +75,15 @@ func (c *Cache) Run(ctx context.Context) error {
 // live by their use. Tags and rights live as long as the manifest they are about: past
 // their time they count only if upstream can't be asked.
 func (c *Cache) expire(x expiring) (next time.Time, keep bool) {
-	if u, ok := x.(*unread); ok && c.read(u.name) {
+	c.mu.Lock()
+	name := x.file()
+	c.mu.Unlock()
+	defer c.changes.begin(name)()
+	if _, ok := x.(*unread); ok && c.read(name) {
 		return next, false
 	}
 	c.mu.Lock()
-	name, known := x.file(), x.known(c)
+	known := x.known(c)
 	end, held := x.lifeEnds(c)
 	c.mu.Unlock()
 	switch {
@@ -200,7 +204,7 @@ func (c *Cache) found(name string, de fs.DirEntry) (ok bool) {
 		return true // read already
 	case listDir:
 		if ok = isListName(name); ok {
-			c.useList(name, fi.Size(), past(fi.ModTime()))
+			c.foundList(name, fi)
 		}
 		return ok
 	case repositoryDir:
@@ -211,16 +215,39 @@ func (c *Cache) found(name string, de fs.DirEntry) (ok bool) {
 	default:
 		_, ok = parseManifestName(name)
 	}
-	if ok && !c.read(name) {
+	if !ok {
+		return false
+	}
+	defer c.changes.begin(name)()
+	if ok = c.read(name); !ok && !c.there(name) {
+		return true // removed meanwhile
+	}
+	if !ok {
 		c.unread.Store(true)
 		c.schedule(&unread{name: name}, past(fi.ModTime()))
 	}
 	return ok
 }
 
+// foundList makes a list known.
+func (c *Cache) foundList(name string, fi fs.FileInfo) {
+	end := c.changes.begin(name)
+	if c.there(name) {
+		c.useList(name, fi.Size(), past(fi.ModTime()))
+	}
+	end()
+	c.trimLists(name)
+}
+
+// there reports whether there is a file, or may be.
+func (c *Cache) there(name string) bool {
+	_, err := c.root.Lstat(name)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // read makes known what a file says of a manifest, a right or a tag. It reports false
 // if that can't be read: a damaged one is left for its next reader, or its end of
-// life.
+// life. Needs the change of the file.
 func (c *Cache) read(name string) (known bool) {
 	switch dir, _, _ := strings.Cut(name, "/"); dir {
 	case tagDir:
@@ -234,7 +261,7 @@ func (c *Cache) read(name string) (known bool) {
 	}
 }
 
-// foundManifest makes the manifest d known.
+// foundManifest makes the manifest d known. Needs the change of its file.
 func (c *Cache) foundManifest(d digest.Digest) (known bool) {
 	m, mtime, err := c.readManifest(d)
 	if err != nil {

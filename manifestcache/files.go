@@ -134,16 +134,6 @@ func (c *Cache) checkManifest(d digest.Digest, r io.Reader) (*Manifest, error) {
 	return m, err
 }
 
-// checkOnce is checkManifest for all who need it at the same time.
-func (c *Cache) checkOnce(d digest.Digest, r io.Reader) (*Manifest, error) {
-	checked, err, _ := c.checks.Do(string(d), func() (any, error) { return c.checkManifest(d, r) })
-	if err != nil {
-		return nil, err
-	}
-	own := *checked.(*Manifest)
-	return &own, nil
-}
-
 // Content is the bytes of m, to be closed by the caller.
 func (c *Cache) Content(m *Manifest) (io.ReadSeekCloser, error) {
 	if int64(len(m.Body)) == m.Size {
@@ -228,7 +218,7 @@ func (c *Cache) readManifest(d digest.Digest) (m *Manifest, mtime time.Time, err
 	}
 	defer f.Close()
 	if fi.Size() > maxSmall {
-		m, err = c.checkOnce(d, f)
+		m, err = c.checkManifest(d, f)
 		return m, fi.ModTime(), err
 	}
 	data, err := readAll(f, fi)
@@ -244,12 +234,26 @@ func saysNothing(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, fs.ErrClosed)
 }
 
-// load takes the manifest d from memory, or reads it from disk, and notes the
-// use. It returns nil if the manifest has to be fetched; a damaged file is removed.
+// load takes the manifest d from memory, or reads it from disk once for all who need
+// it at the same time, and notes the use. It returns nil if the manifest has to be
+// fetched; a damaged file is removed.
 func (c *Cache) load(d digest.Digest) *Manifest {
 	if m := c.recall(d); m != nil {
 		return m
 	}
+	loaded, _, _ := c.loads.Do(string(d), func() (any, error) { return c.loadFile(d), nil })
+	m := loaded.(*Manifest)
+	if m == nil {
+		return nil
+	}
+	own := *m
+	return &own
+}
+
+// loadFile is load from disk. What it finds there that the index does not know is
+// known from then on.
+func (c *Cache) loadFile(d digest.Digest) *Manifest {
+	defer c.changes.begin(manifestName(d))()
 	m, mtime, err := c.readManifest(d)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.forget(d)
@@ -280,30 +284,32 @@ func memoryKey(d digest.Digest) memory.Key {
 }
 
 // recall takes the manifest d from memory, or returns nil. What may have become
-// of its file is no matter; but when a use is to be written to it, it is read.
+// of its file is no matter; but when a use is to be written to it, or what it names
+// was forgotten, it is read.
 func (c *Cache) recall(d digest.Digest) *Manifest {
 	now := time.Now()
 	c.mu.Lock()
 	e := c.manifests.Get(d)
-	if e == nil || c.touchDue(e, now) {
+	if e == nil || e.number == 0 || c.touchDue(e, now) {
 		c.mu.Unlock()
 		return nil
 	}
 	kept, ok := c.cfg.Memory.Get(memoryKey(d))
+	if ok {
+		c.usedAt(e, now)
+	}
 	c.mu.Unlock()
 	if !ok {
 		return nil
 	}
-	m := &Manifest{
+	return &Manifest{
 		Descriptor: ocispec.Descriptor{MediaType: kept.MediaType, Digest: d, Size: int64(len(kept.Bytes))},
 		Body:       kept.Bytes,
 	}
-	c.use(m, now)
-	return m
 }
 
-// memorize keeps m in memory, unless it is large or its file was found to be gone
-// meanwhile.
+// memorize keeps m in memory, unless it is large or was taken out of the index
+// meanwhile. Needs the change of its file.
 func (c *Cache) memorize(m *Manifest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -315,6 +321,7 @@ func (c *Cache) memorize(m *Manifest) {
 // store writes m to disk. A disk that can't be written costs the next caller a
 // question to upstream; this one has its manifest.
 func (c *Cache) store(m *Manifest) (stored bool) {
+	defer c.changes.begin(manifestName(m.Digest))()
 	if err := c.write(manifestName(m.Digest), encodeManifest(m)); err != nil {
 		c.complain("manifest not stored", err, zap.Stringer("digest", m.Digest))
 		return false

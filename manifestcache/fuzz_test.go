@@ -120,6 +120,15 @@ func FuzzDecodeList(f *testing.F) {
 	})
 }
 
+// useAndTrim is what becomes of the lists when a file is used.
+func (s *lists) useAndTrim(file string, size int64, at time.Time) (added *listEntry, excess []*listEntry) {
+	added = s.use(file, size, at)
+	for other := s.excess(file); other != nil; other = s.excess(file) {
+		excess = append(excess, s.forget(other.name))
+	}
+	return added, excess
+}
+
 // All lists together take a bounded part of the disk, empty ones too.
 func TestAllListsAreBounded(t *testing.T) {
 	for name, size := range map[string]int64{"large": 4 << 20, "odd": 4097, "small": 1} {
@@ -127,7 +136,7 @@ func TestAllListsAreBounded(t *testing.T) {
 			s, begin := newLists(), time.Now()
 			var gone int
 			add := func(i int) {
-				_, excess := s.use(fmt.Sprintf("lists/%d/x", i), size, begin.Add(time.Duration(i)))
+				_, excess := s.useAndTrim(fmt.Sprintf("lists/%d/x", i), size, begin.Add(time.Duration(i)))
 				for _, file := range excess {
 					if want := fmt.Sprintf("lists/%d/x", gone); file.name != want {
 						t.Fatalf("%s has to go, want %s, the oldest", file.name, want)
@@ -143,7 +152,7 @@ func TestAllListsAreBounded(t *testing.T) {
 			if n, bytes := s.stats(); n != int64(fit) || bytes != int64(fit)*blocks*listBlock || len(s.siblings) != fit || gone != 3 {
 				t.Errorf("%d lists of %d bytes in %d repositories, %d gone; want %d, and 3", n, bytes, len(s.siblings), gone, fit)
 			}
-			s.use(fmt.Sprintf("lists/%d/x", fit), maxListBytes+1, begin.Add(time.Hour)) // alone
+			s.useAndTrim(fmt.Sprintf("lists/%d/x", fit), maxListBytes+1, begin.Add(time.Hour)) // alone
 			if n, _ := s.stats(); n != 1 {
 				t.Errorf("%d lists beside one that is too large by itself", n-1)
 			}
@@ -153,9 +162,9 @@ func TestAllListsAreBounded(t *testing.T) {
 
 func TestListsOfARepositoryAreBounded(t *testing.T) {
 	s, begin := newLists(), time.Now()
-	s.use("lists/other/x", 1, begin)
+	s.useAndTrim("lists/other/x", 1, begin)
 	for i := range maxLists + 3 {
-		added, excess := s.use(fmt.Sprintf("lists/a/%d", i), 1, begin.Add(time.Duration(i)))
+		added, excess := s.useAndTrim(fmt.Sprintf("lists/a/%d", i), 1, begin.Add(time.Duration(i)))
 		if want := max(0, i-maxLists+1); added == nil || len(excess) != min(want, 1) || want > 0 && excess[0].name != fmt.Sprintf("lists/a/%d", want-1) {
 			t.Fatalf("list %d: new %v, and %v have to go", i, added, excess)
 		}

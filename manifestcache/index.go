@@ -158,7 +158,7 @@ func (c *Cache) validated(repository string, d digest.Digest) (word, bool) {
 		return v.word, true
 	}
 	c.mu.Unlock()
-	if c.isKnown() || !c.readRight(r) {
+	if c.isKnown() || !c.findRight(r) {
 		return word{}, false
 	}
 	c.mu.Lock()
@@ -169,8 +169,14 @@ func (c *Cache) validated(repository string, d digest.Digest) (word, bool) {
 	return v.word, true
 }
 
+// findRight is readRight for who does not change the file.
+func (c *Cache) findRight(r right) bool {
+	defer c.changes.begin(rightName(r))()
+	return c.readRight(r)
+}
+
 // readRight makes known what a file says of a right, unless more is known. It
-// reports whether there is such a file.
+// reports whether there is such a file. Needs the change of it.
 func (c *Cache) readRight(r right) bool {
 	mediaType, mtime, err := c.readFile(rightName(r))
 	if err != nil {
@@ -205,7 +211,9 @@ func (x *index) name(d digest.Digest) *compact.Digest {
 
 // validate records that upstream says that the repository has m, now.
 func (c *Cache) validate(repository string, m *Manifest) {
-	r, now := newRight(repository, m.Digest), time.Now()
+	r := newRight(repository, m.Digest)
+	defer c.changes.begin(rightName(r))()
+	now := time.Now()
 	c.mu.Lock()
 	repo := c.repository(r.repository)
 	name := !repo.recorded
@@ -230,6 +238,7 @@ func (c *Cache) validate(repository string, m *Manifest) {
 	}
 }
 
+// recordRight needs the change of the file.
 func (c *Cache) recordRight(repository string, r right, mediaType string, now time.Time) {
 	name := rightName(r)
 	err := durable.WriteSoon(c.root, name, []byte(mediaType)) // half of it is no type of any manifest
@@ -244,6 +253,7 @@ func (c *Cache) recordRight(repository string, r right, mediaType string, now ti
 // revoke records that the repository does not have the manifest d any more.
 func (c *Cache) revoke(repository string, d digest.Digest) {
 	r := newRight(repository, d)
+	defer c.changes.begin(rightName(r))()
 	if err := c.root.RemoveAll(rightName(r)); err != nil {
 		c.log.Error("right of a repository not removed", zap.String("repository", repository), zap.Stringer("digest", d), zap.Error(err))
 	}
@@ -257,7 +267,8 @@ func (c *Cache) touchEvery() time.Duration {
 	return touchAtMost
 }
 
-// use notes that m, whose file has the given mtime, is used now.
+// use notes that m, whose file has the given mtime, is used now. Needs the change of
+// that.
 func (c *Cache) use(m *Manifest, mtime time.Time) {
 	now := time.Now()
 	c.mu.Lock()
@@ -344,7 +355,8 @@ func (c *Cache) add(m *Manifest, mtime, used time.Time, named names) *entry {
 	return e
 }
 
-// forget drops what is known of the manifest d, whose file is gone.
+// forget drops what is known of the manifest d, whose file is gone. Needs the change
+// of that.
 func (c *Cache) forget(d digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -293,12 +293,21 @@ func (e *entry) named(read names) (blobs, manifests iter.Seq[digest.Digest]) {
 func (c *Cache) Peek(d digest.Digest) *Manifest {
 	m, _, err := c.readManifest(d)
 	if errors.Is(err, fs.ErrNotExist) {
-		c.forget(d) // somebody has taken it away
+		c.missed(d)
 	}
 	if err != nil {
 		return nil
 	}
 	return m
+}
+
+// missed forgets the manifest d if somebody has taken its file away.
+func (c *Cache) missed(d digest.Digest) {
+	name := manifestName(d)
+	defer c.changes.begin(name)()
+	if !c.there(name) {
+		c.forget(d)
+	}
 }
 
 // answered counts an answer.

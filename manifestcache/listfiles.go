@@ -74,7 +74,7 @@ func decodeList(key string, file io.Reader, size int64) (*List, error) {
 	var body bytes.Buffer
 	kept := io.Writer(verifier)
 	if l.Size <= maxBody {
-		body.Grow(int(l.Size)) // each client has its own
+		body.Grow(int(l.Size)) // and no more: clients may be slow to read it
 		kept = io.MultiWriter(verifier, &body)
 	}
 	if n, err := io.Copy(kept, r); err != nil || n != l.Size || !verifier.Verified() {

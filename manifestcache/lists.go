@@ -140,6 +140,7 @@ func (c *Cache) fetchList(ctx context.Context, repository, name string, fetch fu
 		if asked.Known, asked.Stored = c.storeList(repository, name, l); asked.Stored && l.Size > maxBody {
 			l.Body = nil
 		}
+		c.trimLists(listName(repository, name))
 		return l, nil
 	}
 	if c.cfg.GoneIf(err) {
@@ -159,9 +160,21 @@ func (c *Cache) fetchList(ctx context.Context, repository, name string, fetch fu
 	return old, nil
 }
 
-// readList reads a list from disk and notes the use, or returns nil.
+// readList reads a list from disk, once for all who need it at the same time, and
+// notes the use, or returns nil.
 func (c *Cache) readList(repository, name string) *List {
+	read, _, _ := c.loads.Do(listKey(repository, name), func() (any, error) { return c.readListFile(repository, name), nil })
+	l := read.(*List)
+	if l == nil {
+		return nil
+	}
+	own := *l
+	return &own
+}
+
+func (c *Cache) readListFile(repository, name string) *List {
 	file := listName(repository, name)
+	defer c.changes.begin(file)()
 	l, f, fi, err := c.openListFile(repository, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.dropList(file)
@@ -174,7 +187,7 @@ func (c *Cache) readList(repository, name string) *List {
 	if err != nil {
 		c.count.damaged.Add(1)
 		c.log.Error("list file is damaged; asking upstream", zap.String("repository", repository), zap.String("list", withoutQuery(name)), zap.Error(err))
-		c.removeList(file)
+		c.unlinkList(file)
 		return nil
 	}
 	f.Close()
@@ -213,7 +226,9 @@ func (c *Cache) openListFile(repository, name string) (*List, *os.File, fs.FileI
 // already, and not large, only its time is new. It
 // was known if there was something before.
 func (c *Cache) storeList(repository, name string, l *List) (known, stored bool) {
-	file, now := listName(repository, name), time.Now()
+	file := listName(repository, name)
+	defer c.changes.begin(file)()
+	now := time.Now()
 	data := encodeList(listKey(repository, name), l)
 	old, _, err := c.readFile(file)
 	known = err == nil
@@ -225,26 +240,38 @@ func (c *Cache) storeList(repository, name string, l *List) (known, stored bool)
 	}
 	if err != nil {
 		c.complain("list not stored", err, zap.String("repository", repository), zap.String("list", withoutQuery(name)))
-		c.removeList(file) // what it says is not true any more
+		c.unlinkList(file) // what it says is not true any more
 		return known, false
 	}
 	c.useList(file, int64(len(data)), now)
 	return known, true
 }
 
-// useList notes the use of a file, and removes those that are too many now.
+// useList notes the use of a file. Needs the change of it.
 func (c *Cache) useList(file string, size int64, at time.Time) {
-	added, excess := c.lists.use(file, size, at)
-	if added != nil {
+	if added := c.lists.use(file, size, at); added != nil {
 		c.schedule(added, at)
 	}
-	for _, other := range excess {
-		c.due.Delete(other)
+}
+
+// trimLists removes what is too much, now that a file is used.
+func (c *Cache) trimLists(file string) {
+	for {
+		other := c.lists.excess(file)
+		if other == nil {
+			return
+		}
 		c.removeList(other.name)
 	}
 }
 
 func (c *Cache) removeList(file string) {
+	defer c.changes.begin(file)()
+	c.unlinkList(file)
+}
+
+// unlinkList needs the change of the file.
+func (c *Cache) unlinkList(file string) {
 	c.dropList(file)
 	if err := c.root.RemoveAll(file); err != nil {
 		c.log.Error("list not removed", zap.String("path", file), zap.Error(err))
@@ -253,7 +280,8 @@ func (c *Cache) removeList(file string) {
 	_ = c.root.Remove(path.Dir(file)) // unless there are others
 }
 
-// dropList drops what is known of a list, whose file is gone or about to go.
+// dropList drops what is known of a list, whose file is gone or about to go. Needs the
+// change of it.
 func (c *Cache) dropList(file string) {
 	if e := c.lists.forget(file); e != nil {
 		c.due.Delete(e)
@@ -271,9 +299,8 @@ func (c *Cache) removeListsOf(repository [sha256.Size]byte) {
 	}
 }
 
-// use notes that a file, whose size is given, is used, and returns it if it is new,
-// and which others are too many. They are not known any more.
-func (s *lists) use(file string, size int64, at time.Time) (added *listEntry, excess []*listEntry) {
+// use notes that a file, whose size is given, is used, and returns it if it is new.
+func (s *lists) use(file string, size int64, at time.Time) (added *listEntry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.used[file]
@@ -288,12 +315,17 @@ func (s *lists) use(file string, size int64, at time.Time) (added *listEntry, ex
 	if at.After(e.at) {
 		e.at = at
 	}
-	for len(s.used) > 1 && (s.bytes > maxListBytes || s.siblings[path.Dir(file)] > maxLists) {
-		other := s.oldest(file, s.bytes <= maxListBytes)
-		s.drop(other)
-		excess = append(excess, other)
+	return added
+}
+
+// excess is what has to go first if there are too many now that a file is used, or nil.
+func (s *lists) excess(file string) *listEntry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.used) > 1 && (s.bytes > maxListBytes || s.siblings[path.Dir(file)] > maxLists) {
+		return s.oldest(file, s.bytes <= maxListBytes)
 	}
-	return added, excess
+	return nil
 }
 
 // oldest is the list but for the file that was not used for longest, of the same

@@ -97,29 +97,57 @@ func (c *Cache) Pin(ctx context.Context, repository, reference string) error {
 	if full {
 		return ErrTooManyPins
 	}
-	if err := c.write(pinName(pin), []byte(pin)); err != nil {
+	wanted, err := c.putPin(pin)
+	if err != nil {
 		c.complain("pin not stored", err, zap.String("pin", pin))
 		return err
 	}
-	return c.changePins(ctx, func() { c.pins.hand[pin] = true })
+	return c.workedOut(ctx, wanted)
+}
+
+// putPin makes a pin, and returns what has to be worked out for it to hold.
+func (c *Cache) putPin(pin string) (wanted int, err error) {
+	name := pinName(pin)
+	defer c.changes.begin(name)()
+	if err := c.write(name, []byte(pin)); err != nil {
+		return 0, err
+	}
+	return c.changePins(func() { c.pins.hand[pin] = true }), nil
 }
 
 // Unpin takes back what Pin has done, if it has.
 func (c *Cache) Unpin(ctx context.Context, repository, reference string) error {
 	pin := pinOf(repository, reference)
-	if err := c.root.Remove(pinName(pin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	wanted, err := c.takePin(pin)
+	if err != nil {
 		c.complain("pin not removed", err, zap.String("pin", pin))
 		return err
 	}
-	return c.changePins(ctx, func() { delete(c.pins.hand, pin) })
+	return c.workedOut(ctx, wanted)
 }
 
-// changePins makes a change and waits until it shows in what is held.
-func (c *Cache) changePins(ctx context.Context, change func()) error {
+// takePin is the opposite of putPin.
+func (c *Cache) takePin(pin string) (wanted int, err error) {
+	name := pinName(pin)
+	defer c.changes.begin(name)()
+	if err := c.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	return c.changePins(func() { delete(c.pins.hand, pin) }), nil
+}
+
+// changePins makes a change, and returns what has to be worked out for it to show.
+func (c *Cache) changePins(change func()) (wanted int) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	change()
 	c.repin()
-	wanted := c.pins.wanted
+	return c.pins.wanted
+}
+
+// workedOut waits until so much shows in what is held.
+func (c *Cache) workedOut(ctx context.Context, wanted int) error {
+	c.mu.Lock()
 	for c.pins.known < wanted {
 		worked := c.pins.worked
 		c.mu.Unlock()

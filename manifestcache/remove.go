@@ -21,26 +21,28 @@ func (c *Cache) Remove(planned *Plan) (went *Plan, failed int) {
 	for _, hash := range lost {
 		c.removeListsOf(hash)
 	}
-	for _, t := range p.Tags {
-		if !c.unlink(tagName(t.Repository, t.Name)) {
+	unlink := func(name string, again func() bool) (gone bool) {
+		gone, ok := c.unlink(name, again)
+		if !ok {
 			failed++
 		}
+		return gone
+	}
+	for _, t := range p.Tags {
+		unlink(tagName(t.Repository, t.Name), func() bool {
+			repo := c.repositories[hashOf(t.Repository)]
+			return repo != nil && repo.tags[t.Name] != nil
+		})
 	}
 	for r := range p.removal.rights {
-		if !c.unlink(rightName(r)) {
-			failed++
-		}
+		unlink(rightName(r), func() bool { return c.right(r) != nil })
 	}
 	// Not before: it also removes their directories, in which nothing is left then.
 	for hash := range changed {
 		c.unlist(hash)
 	}
 	p.Manifests = slices.DeleteFunc(p.Manifests, func(m Sized) bool {
-		if c.unlink(manifestName(m.Digest)) {
-			return false
-		}
-		failed++
-		return true
+		return !unlink(manifestName(m.Digest), func() bool { return c.manifests.Get(m.Digest) != nil })
 	})
 	return p, failed
 }
@@ -79,14 +81,23 @@ func (c *Cache) forgetAll(p *Plan) (changed map[[sha256.Size]byte]*repository, l
 	return changed, lost
 }
 
-// unlink removes a file; false if it is still there, and known again.
-func (c *Cache) unlink(name string) bool {
+// unlink removes the file of what was taken out of the index, unless that is in it
+// again, as somebody has pulled it meanwhile. If it is not ok, it is still there
+// otherwise, and known again. again is called with mu.
+func (c *Cache) unlink(name string, again func() bool) (gone, ok bool) {
+	defer c.changes.begin(name)()
+	c.mu.Lock()
+	pulled := again()
+	c.mu.Unlock()
+	if pulled {
+		return false, true
+	}
 	if err := c.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.Error("file not removed, as an operator wants", zap.String("path", name), zap.Error(err))
 		if !c.read(name) {
 			c.schedule(&unread{name: name}, time.Now())
 		}
-		return false
+		return false, false
 	}
-	return true
+	return true, true
 }

@@ -104,10 +104,19 @@ func repositoryName(hash [sha256.Size]byte) string {
 	return path.Join(repositoryDir, hex.EncodeToString(hash[:]))
 }
 
-// recordName writes down what a repository is called.
+func nameOf(hash [sha256.Size]byte) string { return path.Join(repositoryName(hash), nameFile) }
+
+// recordName writes down what a repository is called, unless nothing is left of it.
 func (c *Cache) recordName(repository string) {
 	hash := sha256.Sum256([]byte(repository))
-	err := durable.WriteSoon(c.root, path.Join(repositoryName(hash), nameFile), []byte(repository)) // half of it has another hash
+	defer c.changes.begin(nameOf(hash))()
+	c.mu.Lock()
+	left := c.repositories[hash] != nil
+	c.mu.Unlock()
+	if !left {
+		return
+	}
+	err := durable.WriteSoon(c.root, nameOf(hash), []byte(repository)) // half of it has another hash
 	if err != nil {
 		c.complain("name of a repository not recorded", err, zap.String("repository", repository))
 		c.mu.Lock()
@@ -127,7 +136,7 @@ func (c *Cache) foundName(name string) bool {
 		return false
 	}
 	copy(hash[:], text)
-	if name != path.Join(repositoryName(hash), nameFile) {
+	if name != nameOf(hash) {
 		return false
 	}
 	content, _, err := c.readFile(name)
@@ -147,7 +156,8 @@ func (l *link) split() (repository, tag string) {
 	return l.Reference[:i], strings.TrimPrefix(l.Reference[i:], ":")
 }
 
-// noteTag makes known what upstream says that a tag points at.
+// noteTag makes known what upstream says that a tag points at. Needs the change of
+// its file.
 func (c *Cache) noteTag(repository, tag string, d digest.Digest, validated time.Time) {
 	hash := sha256.Sum256([]byte(repository))
 	c.mu.Lock()
@@ -189,7 +199,7 @@ func (c *Cache) takeRight(repo *repository, d digest.Digest) {
 	}
 }
 
-// dropTag drops what is known of a tag, whose file is gone.
+// dropTag drops what is known of a tag, whose file is gone. Needs the change of that.
 func (c *Cache) dropTag(repository, tag string) {
 	hash := sha256.Sum256([]byte(repository))
 	c.mu.Lock()
@@ -201,7 +211,7 @@ func (c *Cache) dropTag(repository, tag string) {
 }
 
 // foundTag makes known what a file says of a tag, unless more is known. It reports
-// false if that can't be read.
+// false if that can't be read. Needs the change of it.
 func (c *Cache) foundTag(name string) (known bool) {
 	l, err := c.readLink(name)
 	if err != nil {
@@ -224,7 +234,8 @@ func (c *Cache) foundTag(name string) (known bool) {
 	return true
 }
 
-// dropRight drops what is known of a right, whose file is gone or about to go.
+// dropRight drops what is known of a right, whose file is gone. Needs the change of
+// that.
 func (c *Cache) dropRight(r right) {
 	c.mu.Lock()
 	if repo := c.repositories[r.repository]; repo != nil {
@@ -238,9 +249,13 @@ func (c *Cache) dropRight(r right) {
 // then is found by the next scan, which does this for all. Until it is known what
 // is on disk, it can't be known what is left.
 func (c *Cache) unlist(hash [sha256.Size]byte) {
+	if !c.isKnown() {
+		return
+	}
+	defer c.changes.begin(nameOf(hash))()
 	c.mu.Lock()
 	repo := c.repositories[hash]
-	empty := repo != nil && repo.rights.Len() == 0 && len(repo.tags) == 0 && c.isKnown()
+	empty := repo == nil || repo.rights.Len() == 0 && len(repo.tags) == 0
 	if empty {
 		delete(c.repositories, hash)
 	}
@@ -248,7 +263,7 @@ func (c *Cache) unlist(hash [sha256.Size]byte) {
 	if !empty {
 		return
 	}
-	_ = c.root.Remove(path.Join(repositoryName(hash), nameFile))
+	_ = c.root.Remove(nameOf(hash))
 	_ = c.root.Remove(repositoryName(hash)) // somebody's who has put more there
 }
 

@@ -68,7 +68,7 @@ func (c *Cache) revalidate(ctx context.Context, repository, tag string, up *ques
 // that can't answer leaves it as it was, a no ends it.
 func (c *Cache) withoutAnswer(repository, tag string, err error) (*Manifest, error) {
 	if c.cfg.GoneIf(err) {
-		c.removeTag(repository, tag)
+		c.endTag(repository, tag)
 		return nil, err
 	}
 	if !c.cfg.StaleIf(err) {
@@ -101,7 +101,7 @@ func (c *Cache) Knows(repository, tag string) bool {
 // last is what a tag pointed at when upstream last said it, and when that was. It
 // is nil if that is not known, or not there.
 func (c *Cache) last(repository, tag string) (_ *Manifest, validated time.Time) {
-	link := c.readTag(repository, tag)
+	link := c.findTag(repository, tag)
 	if link == nil {
 		return nil, time.Time{}
 	}
@@ -186,7 +186,14 @@ func (c *Cache) readLink(name string) (*link, error) {
 	return l, err
 }
 
-// readTag returns what a tag pointed at when upstream last said so, or nil.
+// findTag is readTag for who does not change the file.
+func (c *Cache) findTag(repository, tag string) *link {
+	defer c.changes.begin(tagName(repository, tag))()
+	return c.readTag(repository, tag)
+}
+
+// readTag returns what a tag pointed at when upstream last said so, or nil. Needs the
+// change of its file.
 func (c *Cache) readTag(repository, tag string) *link {
 	l, err := c.readLink(tagName(repository, tag))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -222,7 +229,7 @@ func (c *Cache) pointsAt(repository, tag string) (d digest.Digest, validated tim
 		}
 	}
 	c.mu.Unlock()
-	if l := c.readTag(repository, tag); l != nil {
+	if l := c.findTag(repository, tag); l != nil {
 		return l.Descriptor.Digest, l.validated
 	}
 	return "", time.Time{}
@@ -232,7 +239,9 @@ func (c *Cache) pointsAt(repository, tag string) (d digest.Digest, validated tim
 // it was known to point at anything before.
 func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
 	c.validate(repository, m)
-	name, now := tagName(repository, tag), time.Now()
+	name := tagName(repository, tag)
+	defer c.changes.begin(name)()
+	now := time.Now()
 	old := c.readTag(repository, tag)
 	var err error
 	if old == nil || old.Descriptor.Digest != m.Digest {
@@ -256,6 +265,13 @@ func (c *Cache) link(repository, tag string, m *Manifest) (known bool) {
 	return old != nil
 }
 
+// endTag is removeTag for who does not change the file otherwise.
+func (c *Cache) endTag(repository, tag string) {
+	defer c.changes.begin(tagName(repository, tag))()
+	c.removeTag(repository, tag)
+}
+
+// removeTag needs the change of the file.
 func (c *Cache) removeTag(repository, tag string) {
 	name := tagName(repository, tag)
 	if err := c.root.RemoveAll(name); err != nil {

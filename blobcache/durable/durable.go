@@ -158,7 +158,7 @@ func rename(root *os.Root, tmp, name string) (err error) {
 		} else if errors.Is(err, fs.ErrNotExist) {
 			err = root.MkdirAll(path.Dir(name), dirMode)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) { // which are of that race
 			return err
 		}
 	}

@@ -17,8 +17,8 @@ import (
 func TestBlobThatOneNodeHasFetchedIsNotFetchedByAnother(t *testing.T) {
 	sizesOf(t, func(t *testing.T, o *origin, known int64) {
 		m := quick()
-		dir := t.TempDir()
-		first := newMachine(t, m, t.TempDir(), nil)
+		dir := memoryDir(t)
+		first := newMachine(t, m, memoryDir(t), nil)
 		first.size = known
 		first.pull(t, o)
 		settled()
@@ -59,7 +59,7 @@ func TestSlowTierCostsItsTimeoutOnce(t *testing.T) {
 			m := &storetest.Model{SmallParts: true}
 			o, next := newOrigin(1<<20), newOrigin(2<<20)
 			if slow == storetest.Read {
-				newMachine(t, m, t.TempDir(), nil).pull(t, o)
+				newMachine(t, m, memoryDir(t), nil).pull(t, o)
 				settled()
 			}
 			sent, _ := o.traffic()
@@ -69,7 +69,7 @@ func TestSlowTierCostsItsTimeoutOnce(t *testing.T) {
 				}
 				return 0
 			}
-			n := newMachine(t, m, t.TempDir(), nil)
+			n := newMachine(t, m, memoryDir(t), nil)
 			n.size = 1 << 20
 			if took := n.pull(t, o); took > timeout+100*time.Millisecond {
 				t.Errorf("the tier cost %v, want %v at most", took, timeout)
@@ -125,14 +125,14 @@ func TestBodyOfTheTierThatBreaksIsGoneOnWithFromUpstream(t *testing.T) {
 		bubble(t, name, func(t *testing.T) {
 			o := newOrigin(test.size)
 			m, arm := breaking(int64(test.size)*3/8, test.stall)
-			first := newMachine(t, m, t.TempDir(), nil)
+			first := newMachine(t, m, memoryDir(t), nil)
 			first.sizes = sizes{part: partSize, leased: leastLeased}
 			first.pull(t, o)
 			settled()
 			arm()
 			o.noRange = test.noRange
 			before, out := int64(test.size), m.Count().Out
-			n := newMachine(t, m, t.TempDir(), nil)
+			n := newMachine(t, m, memoryDir(t), nil)
 			if took := n.pull(t, o); took > timeout+2*time.Second {
 				t.Errorf("the break cost %v", took)
 			}
@@ -155,7 +155,7 @@ func TestNoRequestWaitsForAStoreThatIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := quick()
 		m.Fault = func(op storetest.Op, key string) error { return &store.Error{Op: string(op), Key: key, Err: errDown} }
-		n := newMachine(t, m, t.TempDir(), nil)
+		n := newMachine(t, m, memoryDir(t), nil)
 		for i := range 20 {
 			if took := n.pull(t, newOrigin(600<<10+i)); took > 20*time.Millisecond {
 				t.Errorf("pull %d took %v", i, took)
@@ -174,7 +174,7 @@ func TestStoreThatIsFullFailsNoPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := quick()
 		shared := newOrigin(300 << 10)
-		newMachine(t, m, t.TempDir(), nil).pull(t, shared)
+		newMachine(t, m, memoryDir(t), nil).pull(t, shared)
 		settled()
 		m.Fault = func(op storetest.Op, _ string) error {
 			if op == storetest.Put || op == storetest.Compose {
@@ -182,7 +182,7 @@ func TestStoreThatIsFullFailsNoPull(t *testing.T) {
 			}
 			return nil
 		}
-		n := newMachine(t, m, t.TempDir(), nil)
+		n := newMachine(t, m, memoryDir(t), nil)
 		for i := range 10 {
 			n.pull(t, newOrigin(600<<10+i))
 		}
@@ -208,7 +208,7 @@ func TestWrongObjectIsNeverServedWholeAndReplaced(t *testing.T) {
 				o := newOrigin(size)
 				bytes := append([]byte(nil), o.data...)
 				put(t, m, blobKey(o.digest), spoil(bytes)) // its own label is right
-				n := newMachine(t, m, t.TempDir(), nil)
+				n := newMachine(t, m, memoryDir(t), nil)
 				n.size = int64(size)
 				data, err := n.get(o)
 				if err == nil && string(data) != string(o.data) {
@@ -222,7 +222,7 @@ func TestWrongObjectIsNeverServedWholeAndReplaced(t *testing.T) {
 				settled()
 				wantShared(t, m, o)
 				o.down.Store(true)
-				other := newMachine(t, m, t.TempDir(), nil)
+				other := newMachine(t, m, memoryDir(t), nil)
 				other.pull(t, o)
 				if o.wantSent(t, int64(size)); n.Stats().Distrusted != 1 {
 					t.Errorf("%d distrusted, want 1", n.Stats().Distrusted)
@@ -235,7 +235,7 @@ func TestWrongObjectIsNeverServedWholeAndReplaced(t *testing.T) {
 func TestRepositoryThatIsNotSharedNeverTouchesTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o := quick(), newOrigin(1<<20)
-		n := newMachine(t, m, t.TempDir(), func(c *Config) { c.Covers = func(r string) bool { return r != repository } })
+		n := newMachine(t, m, memoryDir(t), func(c *Config) { c.Covers = func(r string) bool { return r != repository } })
 		n.pull(t, o)
 		if settled(); requests(m) != 0 {
 			t.Errorf("%d requests", requests(m))
@@ -246,16 +246,16 @@ func TestRepositoryThatIsNotSharedNeverTouchesTheStore(t *testing.T) {
 func TestPartOfABlobIsNoReasonToFetchAllOfIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o := quick(), newOrigin(20<<20)
-		n := newMachine(t, m, t.TempDir(), nil)
+		n := newMachine(t, m, memoryDir(t), nil)
 		wantPart(t, n, o, 5<<20, 1000)
 		settled()
 		if sent, _ := o.traffic(); sent > 1<<20 {
 			t.Errorf("upstream has sent %d bytes for 1000", sent)
 		}
-		newMachine(t, m, t.TempDir(), nil).pull(t, o)
+		newMachine(t, m, memoryDir(t), nil).pull(t, o)
 		settled()
 		sent, _ := o.traffic()
-		wantPart(t, newMachine(t, m, t.TempDir(), nil), o, 7<<20, 1000)
+		wantPart(t, newMachine(t, m, memoryDir(t), nil), o, 7<<20, 1000)
 		o.wantSent(t, sent)
 	})
 }
@@ -263,7 +263,7 @@ func TestPartOfABlobIsNoReasonToFetchAllOfIt(t *testing.T) {
 func TestResumedBlobTakesJustTheRestFromTheTier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o := quick(), newOrigin(4<<20)
-		dir := t.TempDir()
+		dir := memoryDir(t)
 		n := newMachine(t, m, dir, func(c *Config) { c.Covers = func(string) bool { return false } })
 		o.rate = 1 << 20
 		wantPart(t, n, o, 0, 1<<20)
@@ -271,7 +271,7 @@ func TestResumedBlobTakesJustTheRestFromTheTier(t *testing.T) {
 		kept := n.cache.Stats().PartialBytes
 		n.cache.Close()
 		sent, _ := o.traffic()
-		newMachine(t, m, t.TempDir(), nil).pull(t, o)
+		newMachine(t, m, memoryDir(t), nil).pull(t, o)
 		settled()
 		out := m.Count().Out
 		newMachine(t, m, dir, nil).pull(t, o)
@@ -287,7 +287,7 @@ func TestResumedBlobTakesJustTheRestFromTheTier(t *testing.T) {
 func TestUploadsThatDoNotFitIntoTheQueueAreDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := quick()
-		n := newMachine(t, m, t.TempDir(), nil)
+		n := newMachine(t, m, memoryDir(t), nil)
 		for n.queue.length() < maxQueued {
 			n.enqueue(time.Now().String(), func(ctx context.Context) error { <-ctx.Done(); return nil })
 			time.Sleep(time.Nanosecond)
@@ -317,4 +317,29 @@ func wantPart(t *testing.T, n *machine, o *origin, offset, length int64) {
 	if err != nil || string(data) != string(o.data[offset:offset+length]) {
 		t.Errorf("read %d bytes at %d, %v", len(data), offset, err)
 	}
+}
+
+func TestWhatTheTierMayCostIsReckonedByTheClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tier, _ := node(t, quick(), nil)
+		f := &fill{tier: tier}
+		wantLeft := func(want time.Duration) {
+			t.Helper()
+			if left := f.left(); left != want {
+				t.Errorf("%v left, want %v", left, want)
+			}
+		}
+		began := time.Now()
+		time.Sleep(time.Second)
+		for range 4 { // segments that stood still at the same time
+			f.spend(began, 0)
+		}
+		wantLeft(timeout - time.Second)
+		began = time.Now()
+		time.Sleep(time.Second / 2)
+		f.spend(began, 1<<20) // faster than it need be
+		wantLeft(timeout - time.Second/2)
+		f.spend(time.Now(), 100<<20)
+		wantLeft(timeout) // and no more than that, whatever has come
+	})
 }

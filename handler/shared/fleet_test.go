@@ -277,3 +277,14 @@ func sizesOf(t *testing.T, test func(t *testing.T, o *origin, known int64)) {
 		bubble(t, fmt.Sprint(size, " unknown"), func(t *testing.T) { test(t, newOrigin(size), -1) })
 	}
 }
+
+// memoryDir is a directory in memory if there is such a thing: fleets write a lot.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "larder-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}

@@ -18,7 +18,7 @@ func machines(t *testing.T, m *storetest.Model, n int, change func(*Config)) []*
 	t.Helper()
 	nodes := make([]*machine, n)
 	for i := range nodes {
-		nodes[i] = newMachine(t, m, t.TempDir(), change)
+		nodes[i] = newMachine(t, m, memoryDir(t), change)
 	}
 	return nodes
 }
@@ -42,7 +42,7 @@ func TestOneFetchForTheFleet(t *testing.T) {
 		bubble(t, name, func(t *testing.T) {
 			alone := newOrigin(test.size)
 			alone.rate, alone.noRange = test.rate, test.noRange
-			one := newMachine(t, quick(), t.TempDir(), func(c *Config) { c.Covers = func(string) bool { return false } }).pull(t, alone)
+			one := newMachine(t, quick(), memoryDir(t), func(c *Config) { c.Covers = func(string) bool { return false } }).pull(t, alone)
 			m, o := quick(), newOrigin(test.size)
 			o.rate, o.noRange = test.rate, test.noRange
 			nodes := machines(t, m, test.nodes, nil)
@@ -162,11 +162,11 @@ func TestHolderWithoutProgressIsNotWaitedFor(t *testing.T) {
 		bubble(t, name, func(t *testing.T) {
 			m, o := quick(), newOrigin(1<<20)
 			o.rate = test.rate // a part takes 32 s
-			first := newMachine(t, m, t.TempDir(), nil)
+			first := newMachine(t, m, memoryDir(t), nil)
 			go func() { _, _ = first.get(o) }()
 			time.Sleep(100 * time.Millisecond)
 			fast := newOrigin(1 << 20)
-			second := newMachine(t, m, t.TempDir(), func(c *Config) { c.Wait = test.wait })
+			second := newMachine(t, m, memoryDir(t), func(c *Config) { c.Wait = test.wait })
 			if took := second.pull(t, fast); took > test.atMost || took < test.atMost-3*time.Second {
 				t.Errorf("took %v, want about %v", took, test.atMost)
 			}
@@ -187,7 +187,7 @@ func TestStoreWithoutConditionsIsUsedWithoutLeases(t *testing.T) {
 		both.Wait()
 		settled()
 		o.down.Store(true)
-		newMachine(t, m, t.TempDir(), nil).pull(t, o)
+		newMachine(t, m, memoryDir(t), nil).pull(t, o)
 		if keys := m.Keys(); len(keys) != 3 {
 			t.Errorf("the store has %v, want two blobs and the version", keys)
 		}
@@ -280,13 +280,13 @@ func TestPartThatIsWrongIsNotServedWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o := quick(), newOrigin(2<<20)
 		o.rate = 1 << 20
-		first := newMachine(t, m, t.TempDir(), nil)
+		first := newMachine(t, m, memoryDir(t), nil)
 		go first.pull(t, o)
 		time.Sleep(time.Second)
 		spoilt := append([]byte(nil), o.data[:256<<10]...)
 		spoilt[5]++
 		put(t, m, partKey(o.digest, 0), spoilt)
-		second := newMachine(t, m, t.TempDir(), nil)
+		second := newMachine(t, m, memoryDir(t), nil)
 		if data, err := second.get(o); err == nil {
 			t.Errorf("pulled %d bytes with a wrong part", len(data))
 		}
@@ -303,13 +303,13 @@ func TestBlobThatIsNotKeptHoldsNoLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o := quick(), newOrigin(2<<20)
 		o.rate = 1 << 20
-		full := newMachineWith(t, m, t.TempDir(), blobcache.Config{MaxSize: blobcache.Limit{Bytes: 1 << 20}}, nil)
+		full := newMachineWith(t, m, memoryDir(t), blobcache.Config{MaxSize: blobcache.Limit{Bytes: 1 << 20}}, nil)
 		full.pull(t, o)
 		settled()
 		if s := full.Stats(); s.Leases != 0 {
 			t.Errorf("stats: %+v", s)
 		}
-		other := newMachine(t, m, t.TempDir(), nil)
+		other := newMachine(t, m, memoryDir(t), nil)
 		other.pull(t, o)
 		settled()
 		wantShared(t, m, o)

@@ -96,7 +96,7 @@ func TestURLIsOfCompleteBlobsInTheTier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, o, absent := quick(), newOrigin(100<<10), newOrigin(200<<10)
 		m.Signed = func(key string) string { return "https://store.example/" + key + "?signed" }
-		newMachine(t, m, t.TempDir(), nil).pull(t, o)
+		newMachine(t, m, memoryDir(t), nil).pull(t, o)
 		settled()
 		n, _ := node(t, m, func(c *Config) { c.Covers = func(r string) bool { return r == repository } })
 		for range 5 {
