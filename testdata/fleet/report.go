@@ -15,6 +15,10 @@ import (
 const (
 	mostBytes = 1.05 // of upstream, times the image
 	mostTime  = 1.5  // times that of one node alone
+
+	// mostShort is that of bytes with -short, perhaps on a machine with much else to do: who
+	// gets no CPU takes the tier for slow. Without one it would be as many as there are nodes.
+	mostShort = 2
 )
 
 // report is all that a run gave.
@@ -96,12 +100,16 @@ func (r *report) busy(f figures) float64 {
 // judge says which bars are reached. What does not depend on the machine is an error if it is missed.
 func (r *report) judge(w io.Writer) error {
 	var wrong []string
+	most := mostBytes
+	if r.short {
+		most = mostShort
+	}
 	for _, row := range r.rows {
 		if row.tier.kind == "" {
 			continue
 		}
-		if times := row.timesImage(); times > mostBytes {
-			wrong = append(wrong, fmt.Sprintf("%s: %.2f × the image from upstream, not ≤ %v", row.name, times, mostBytes))
+		if times := row.timesImage(); times > most {
+			wrong = append(wrong, fmt.Sprintf("%s: %.2f × the image from upstream, not ≤ %v", row.name, times, most))
 		}
 		if len(row.warm.tier) > 0 {
 			wrong = append(wrong, fmt.Sprintf("%s: with warm disks the tier was asked: %s", row.name, byKind(row.warm.tier)))
