@@ -153,7 +153,7 @@ func ofOthers(err error, repo *upstream.Repository) bool {
 func (h *Handler) source(repo *upstream.Repository, d digest.Digest, wanted shared.Wanted) blobcache.Source {
 	src := blobcache.Source{Fetch: h.fetch(repo, d), Owner: repo.String(), Wrong: repo.Distrust}
 	if h.shared != nil {
-		src.Fetch, src.Ended = h.shareBlob(repo, d, wanted, src.Fetch)
+		src = h.shareBlob(src, d, wanted)
 	}
 	return src
 }

@@ -56,6 +56,7 @@ type fill struct {
 	debt      time.Duration // what the store has cost beyond what the bytes need
 	spent     time.Time     // when that was last reckoned
 	used      bool          // bytes have come from the tier
+	read      int64         // so many
 	version   string        // of the object they came from; "": of none
 	over      bool          // the fill has ended
 	publisher *publisher    // of the lease that is held
@@ -69,15 +70,16 @@ type fill struct {
 
 // Blob is where a blob comes from that the local cache does not have, for one fill: from
 // the tier, or with fetch from upstream. size is that of the blob, -1 if nobody knows.
-// The fill has to say when it is over, and whether the blob was committed.
+// The fill has to say when it is over, and whether the blob was committed; and, of what
+// was not the blob, that it was wrong, which says whether the tier is to blame.
 func (t *Tier) Blob(
 	repository string, d digest.Digest, size int64, wanted Wanted, upstream blobcache.Fetch,
-) (fetch blobcache.Fetch, ended func(err error)) {
+) (fetch blobcache.Fetch, ended func(err error), wrong func() (mine bool)) {
 	if !t.covers(repository) {
-		return upstream, func(error) {}
+		return upstream, func(error) {}, func() bool { return false }
 	}
 	f := &fill{tier: t, digest: d, wanted: wanted, upstream: upstream, size: size, looked: make(chan struct{})}
-	return f.fetch, f.ended
+	return f.fetch, f.ended, f.wrong
 }
 
 // fetch is a blobcache.Fetch. What is wrong with the tier is no error of it: then
@@ -98,6 +100,7 @@ func (f *fill) fetch(ctx context.Context, offset, length int64) (io.ReadCloser, 
 		}
 	}
 	if b.source != nil && b.source.upstream {
+		f.believe(b.source.size)
 		return b.source.ReadCloser, b.source.size, nil // as it comes
 	}
 	b.begun = true
@@ -129,9 +132,13 @@ func (f *fill) decide(ctx context.Context, offset, end int64) (*source, error) {
 // find looks for the blob in the tier. If it is not there, this node fetches it, or
 // another one does.
 func (f *fill) find(ctx context.Context, offset, end int64) *source {
-	if size := f.knownSize(); size >= 0 && offset >= size {
+	switch size := f.knownSize(); {
+	case size < 0 || offset < size:
+	case offset == size && (offset > 0 || f.digest == f.digest.Algorithm().FromBytes(nil)):
 		f.setWay(direct) // nothing is missing
 		return &source{ReadCloser: http.NoBody}
+	default: // a manifest may say anything
+		f.believe(-1)
 	}
 	version, doubted := f.tier.doubted.version(f.digest)
 	if doubted && version == "" { // its parts were wrong
@@ -155,7 +162,7 @@ func (f *fill) find(ctx context.Context, offset, end int64) *source {
 	}
 	f.watch = newWatch(f.tier, "blob "+f.digest.String())
 	began := time.Now()
-	_ = f.within(ctx, f.lease)
+	_ = f.within(ctx, began, f.lease)
 	f.spend(began, 0)
 	return nil
 }
@@ -168,7 +175,7 @@ func (f *fill) openObject(ctx context.Context, offset, end int64) (*source, erro
 	src, info, err := f.openStored(ctx, blobKey(f.digest), offset, end-offset)
 	if errors.Is(err, store.ErrRange) { // it ends before; whether it should, its size tells
 		src = &source{ReadCloser: http.NoBody}
-		err = f.within(ctx, func(ctx context.Context) (err error) {
+		err = f.within(ctx, time.Now(), func(ctx context.Context) (err error) {
 			info, err = f.tier.head(ctx, blobKey(f.digest))
 			return err
 		})
@@ -208,13 +215,8 @@ func (f *fill) isGood(info store.Info) bool {
 func (f *fill) ended(err error) {
 	f.mu.Lock()
 	f.over = true
-	way, asked, used, version, publisher := f.way, f.decided != nil, f.used, f.version, f.publisher
+	way, asked, version, publisher := f.way, f.decided != nil, f.version, f.publisher
 	f.mu.Unlock()
-	if errors.Is(err, blobcache.ErrDigest) && used {
-		f.tier.count.distrusted.Add(1)
-		f.tier.doubted.add(f.digest, version)
-		f.tier.log.Error("wrong bytes in the shared store; the blob is fetched from upstream and replaced", zap.Stringer("digest", f.digest))
-	}
 	switch {
 	case publisher != nil:
 		publisher.end(err)
@@ -223,6 +225,20 @@ func (f *fill) ended(err error) {
 	case err == nil && way == stored:
 		f.tier.known.add(f.digest, version)
 	}
+}
+
+// wrong is told when the bytes were not the blob's, even if nobody keeps them. It reports
+// whether some of them came from the tier, which is not believed then.
+func (f *fill) wrong() (mine bool) {
+	f.mu.Lock()
+	used, version := f.used, f.version
+	f.mu.Unlock()
+	if used {
+		f.tier.count.distrusted.Add(1)
+		f.tier.doubted.add(f.digest, version)
+		f.tier.log.Error("wrong bytes in the shared store; the blob is fetched from upstream and replaced", zap.Stringer("digest", f.digest))
+	}
+	return used
 }
 
 // upload has the blob put into the tier, unless it is there.
@@ -275,6 +291,16 @@ func (f *fill) take(w way) (taken bool) {
 	return f.way == w
 }
 
+// believe takes a size instead of that which a manifest has said, as long as nothing
+// has come from the tier.
+func (f *fill) believe(size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.used {
+		f.size = size
+	}
+}
+
 func (f *fill) knownSize() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -294,6 +320,7 @@ func (f *fill) left() time.Duration {
 func (f *fill) spend(began time.Time, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.read += int64(n)
 	now := time.Now()
 	if f.spent.After(began) {
 		began = f.spent
