@@ -202,7 +202,7 @@ func (f *fill) isGood(info store.Info) bool {
 		return false
 	case size >= 0 && size != info.Size, info.Length >= 0 && info.Length != info.Size, info.Digest != "" && info.Digest != f.digest:
 		f.tier.count.distrusted.Add(1)
-		f.tier.doubted.add(f.digest, info.Version)
+		f.tier.doubt(f.digest, info.Version)
 		f.tier.log.Warn("object in the shared store is not the blob; it will be replaced", zap.Stringer("digest", f.digest),
 			zap.Int64("size", info.Size), zap.Int64("want", max(size, info.Length)))
 		return false
@@ -235,10 +235,25 @@ func (f *fill) wrong() (mine bool) {
 	f.mu.Unlock()
 	if used {
 		f.tier.count.distrusted.Add(1)
-		f.tier.doubted.add(f.digest, version)
+		f.tier.doubt(f.digest, version)
 		f.tier.log.Error("wrong bytes in the shared store; the blob is fetched from upstream and replaced", zap.Stringer("digest", f.digest))
 	}
 	return used
+}
+
+// Doubt has a blob of the repository replaced in the tier, which clients that were sent
+// there don't take for right, by that of the local cache.
+func (t *Tier) Doubt(repository string, d digest.Digest) {
+	if t.covers(repository) {
+		t.doubt(d, "")
+		t.upload(d)
+	}
+}
+
+// doubt has nobody get the version of a blob that is in the tier; "": any.
+func (t *Tier) doubt(d digest.Digest, version string) {
+	t.doubted.add(d, version)
+	t.known.remove(d)
 }
 
 // upload has the blob put into the tier, unless it is there.
