@@ -97,3 +97,17 @@ func TestPartsThatWereNotReadAreNotMadeABlobOf(t *testing.T) {
 		wantShared(t, m, o)
 	})
 }
+
+func TestNobodyIsSentToAnObjectThatSomebodyElseHasPut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, o := quick(), newOrigin(1000)
+		m.Signed = func(key string) string { return key }
+		n := newMachine(t, m, memoryDir(t), nil)
+		put(t, m, blobKey(o.digest), o.data[:500]) // without a digest
+		n.upload(o.digest)                         // which finds that it is there
+		settled()
+		if url, ok := n.URL(t.Context(), repository, o.digest); ok {
+			t.Errorf("sent to %s", url)
+		}
+	})
+}

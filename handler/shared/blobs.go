@@ -265,7 +265,9 @@ func (t *Tier) upload(d digest.Digest) {
 			return err
 		}
 		if err == nil && f.isGood(info) {
-			t.known.add(d, info.Version)
+			if info.Digest == d { // see URL
+				t.known.add(d, info.Version)
+			}
 			return nil
 		}
 		content, size, err := t.cfg.Open(ctx, d)
