@@ -287,7 +287,7 @@ func TestUploadsThatDoNotFitIntoTheQueueAreDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := quick()
 		n := newMachine(t, m, memoryDir(t), nil)
-		for n.queue.length() < maxQueued {
+		for n.queue.length() < maxQueued+writers {
 			n.enqueue(time.Now().String(), func(ctx context.Context) error { <-ctx.Done(); return nil })
 			time.Sleep(time.Nanosecond)
 		}
