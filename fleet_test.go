@@ -366,6 +366,41 @@ func TestStoreRedirects(t *testing.T) {
 	c.pull(t, "by way of the store")
 }
 
+func TestRedirectToAWrongObjectEnds(t *testing.T) {
+	t.Parallel()
+	for _, what := range []string{"wrong", "wrong, and not in the cache", "gone"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, "s3", 1_000_000)
+			c := f.join(t, "LARDER_REDIRECT=true")
+			c.pull(t, "before it is in the store")
+			c.shared(t)
+			if what != "wrong" {
+				c = f.join(t, "LARDER_REDIRECT=true")
+			}
+			c.pull(t, "by way of the store")
+			object := f.object(t, f.img.Layers[0].Digest)
+			if what == "gone" {
+				if err := os.Remove(object); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := os.WriteFile(object, bytes.Repeat([]byte("x"), 1_000_000), 0o600); err != nil { // its label stays
+				t.Fatal(err)
+			}
+			right := func() bool { return digest.FromBytes(c.ask(f.blob(), "").body) == f.img.Layers[0].Digest }
+			for n := 0; !right(); n++ {
+				if n == 3 {
+					t.Fatal("it is never right")
+				}
+			}
+			eventually(t, "the object to be replaced", func() bool {
+				data, err := os.ReadFile(object)
+				return err == nil && digest.FromBytes(data) == f.img.Layers[0].Digest
+			})
+		})
+	}
+}
+
 func TestPrivateRepositoriesStayOutOfTheStore(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, "file", 1_000_000)

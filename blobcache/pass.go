@@ -169,7 +169,7 @@ func (p *pass) next(ctx context.Context, b []byte) (n int, err error) {
 	}
 	_, _ = p.verifier.Write(b[:n])
 	if (err == io.EOF || n > 0 && p.pos == p.size) && !p.verifier.Verified() {
-		p.cache.mismatch(p.source)
+		p.cache.mismatch(p.stream.source)
 		return 0, ErrDigest
 	}
 	return n, err

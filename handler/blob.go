@@ -33,13 +33,18 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 		defer late.Stop()
 		return h.headBlob(ctx, w, r, repo, d)
 	}
-	if h.redirect {
-		if done, err := h.redirectBlob(w, r, repo, d); done || err != nil {
+	a, isWhole := whole(r, d)
+	odd := isWhole && h.answers.again(a)
+	if h.redirect && !odd { // or what is there may be wrong, or gone
+		done, err := h.redirectBlob(w, r, repo, d)
+		if done && isWhole {
+			h.answers.given(a)
+		}
+		if done || err != nil {
 			return err
 		}
 	}
-	a, isWhole := whole(r, d)
-	if isWhole && h.answers.again(a) {
+	if odd {
 		h.blobs.Doubt(d)
 	}
 	blob, err := h.blobs.Open(d)
@@ -58,6 +63,9 @@ func (h *Handler) serveBlob(w http.ResponseWriter, r *http.Request, repo *upstre
 	}
 	defer blob.Content.Close()
 	err = sendBlob(w, r, repo, d, blob)
+	if h.redirect && odd && err == nil && blob.Outcome == blobcache.Hit { // right, and here
+		h.shared.Doubt(repo.String(), d)
+	}
 	if isWhole && err == nil && r.Context().Err() == nil {
 		h.answers.given(a)
 	}
@@ -153,7 +161,7 @@ func ofOthers(err error, repo *upstream.Repository) bool {
 func (h *Handler) source(repo *upstream.Repository, d digest.Digest, wanted shared.Wanted) blobcache.Source {
 	src := blobcache.Source{Fetch: h.fetch(repo, d), Owner: repo.String(), Wrong: repo.Distrust}
 	if h.shared != nil {
-		src.Fetch, src.Ended = h.shareBlob(repo, d, wanted, src.Fetch)
+		src = h.shareBlob(src, d, wanted)
 	}
 	return src
 }

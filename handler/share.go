@@ -19,23 +19,31 @@ import (
 // more of it was here than that.
 const statusRedirect = "larder; hit; detail=redirect"
 
-// shareBlob has a blob fetched for the fleet, or by it. Its size, which is looked for
-// when somebody has to fetch it, is what a manifest says.
-func (h *Handler) shareBlob(
-	repo *upstream.Repository, d digest.Digest, wanted shared.Wanted, up blobcache.Fetch,
-) (blobcache.Fetch, func(error)) {
+// shareBlob has a blob of a source fetched for the fleet, or by it. Its size, which is
+// looked for when somebody has to fetch it, is what a manifest says. For wrong bytes of
+// the fleet's, the source is not to blame.
+func (h *Handler) shareBlob(src blobcache.Source, d digest.Digest, wanted shared.Wanted) blobcache.Source {
 	type blob struct {
 		fetch blobcache.Fetch
 		ended func(error)
+		wrong func() bool
 	}
 	begin := sync.OnceValue(func() (b blob) {
-		b.fetch, b.ended = h.shared.Blob(repo.String(), d, h.manifests.BlobSize(d), wanted, up)
+		b.fetch, b.ended, b.wrong = h.shared.Blob(src.Owner, d, h.manifests.BlobSize(d), wanted, src.Fetch)
 		return b
 	})
-	fetch := func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
-		return begin().fetch(ctx, offset, length)
+	return blobcache.Source{
+		Owner: src.Owner,
+		Fetch: func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
+			return begin().fetch(ctx, offset, length)
+		},
+		Ended: func(err error) { begin().ended(err) },
+		Wrong: func() {
+			if !begin().wrong() {
+				src.Wrong()
+			}
+		},
 	}
-	return fetch, func(err error) { begin().ended(err) }
 }
 
 // redirectBlob sends a client to where the fleet has a blob. It is not done if the

@@ -15,7 +15,7 @@ var (
 	shOutDesc        = prometheus.NewDesc("larder_shared_breaker_open", "1 while the fleet's store is left alone because it has failed, by whether it is read or written.", []string{"direction"}, nil)
 	shVersionDesc    = prometheus.NewDesc("larder_shared_wrong_version", "1 if it is left alone because larders of another kind use it.", nil, nil)
 	shOutagesDesc    = prometheus.NewDesc("larder_shared_breaker_trips_total", "How often it has begun to be left alone.", nil, nil)
-	shQueuedDesc     = prometheus.NewDesc("larder_shared_queued", "What waits to be written to it.", nil, nil)
+	shQueuedDesc     = prometheus.NewDesc("larder_shared_queued", "What waits to be written to it, or is being written.", nil, nil)
 	shDroppedDesc    = prometheus.NewDesc("larder_shared_dropped_total", "What was not written to it, as too much was waiting.", nil, nil)
 	shLeasesDesc     = prometheus.NewDesc("larder_shared_leases", "Blobs that this larder is fetching for the fleet.", nil, nil)
 	shFollowedDesc   = prometheus.NewDesc("larder_shared_followed_total", "Blobs that another larder was fetching for this one.", nil, nil)

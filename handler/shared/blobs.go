@@ -56,6 +56,7 @@ type fill struct {
 	debt      time.Duration // what the store has cost beyond what the bytes need
 	spent     time.Time     // when that was last reckoned
 	used      bool          // bytes have come from the tier
+	read      int64         // so many
 	version   string        // of the object they came from; "": of none
 	over      bool          // the fill has ended
 	publisher *publisher    // of the lease that is held
@@ -70,15 +71,16 @@ type fill struct {
 
 // Blob is where a blob comes from that the local cache does not have, for one fill: from
 // the tier, or with fetch from upstream. size is that of the blob, -1 if nobody knows.
-// The fill has to say when it is over, and whether the blob was committed.
+// The fill has to say when it is over, and whether the blob was committed; and, of what
+// was not the blob, that it was wrong, which says whether the tier is to blame.
 func (t *Tier) Blob(
 	repository string, d digest.Digest, size int64, wanted Wanted, upstream blobcache.Fetch,
-) (fetch blobcache.Fetch, ended func(err error)) {
+) (fetch blobcache.Fetch, ended func(err error), wrong func() (mine bool)) {
 	if !t.covers(repository) {
-		return upstream, func(error) {}
+		return upstream, func(error) {}, func() bool { return false }
 	}
 	f := &fill{tier: t, digest: d, wanted: wanted, upstream: upstream, size: size, looked: make(chan struct{})}
-	return f.fetch, f.ended
+	return f.fetch, f.ended, f.wrong
 }
 
 // fetch is a blobcache.Fetch. What is wrong with the tier is no error of it: then
@@ -99,6 +101,7 @@ func (f *fill) fetch(ctx context.Context, offset, length int64) (io.ReadCloser, 
 		}
 	}
 	if b.source != nil && b.source.upstream {
+		f.believe(b.source.size)
 		return b.source.ReadCloser, b.source.size, nil // as it comes
 	}
 	b.begun = true
@@ -130,9 +133,13 @@ func (f *fill) decide(ctx context.Context, offset, end int64) (*source, error) {
 // find looks for the blob in the tier. If it is not there, this node fetches it, or
 // another one does.
 func (f *fill) find(ctx context.Context, offset, end int64) *source {
-	if size := f.knownSize(); size >= 0 && offset >= size {
+	switch size := f.knownSize(); {
+	case size < 0 || offset < size:
+	case offset == size && (offset > 0 || f.digest == f.digest.Algorithm().FromBytes(nil)):
 		f.setWay(direct) // nothing is missing
 		return &source{ReadCloser: http.NoBody}
+	default: // a manifest may say anything
+		f.believe(-1)
 	}
 	version, doubted := f.tier.doubted.version(f.digest)
 	if doubted && version == "" { // its parts were wrong
@@ -159,7 +166,7 @@ func (f *fill) find(ctx context.Context, offset, end int64) *source {
 	}
 	f.watch = newWatch(f.tier, "blob "+f.digest.String())
 	began := time.Now()
-	_ = f.within(ctx, f.lease)
+	_ = f.within(ctx, began, f.lease)
 	f.spend(began, 0)
 	return nil
 }
@@ -172,7 +179,7 @@ func (f *fill) openObject(ctx context.Context, offset, end int64) (*source, erro
 	src, info, err := f.openStored(ctx, blobKey(f.digest), offset, end-offset)
 	if errors.Is(err, store.ErrRange) { // it ends before; whether it should, its size tells
 		src = &source{ReadCloser: http.NoBody}
-		err = f.within(ctx, func(ctx context.Context) (err error) {
+		err = f.within(ctx, time.Now(), func(ctx context.Context) (err error) {
 			info, err = f.tier.head(ctx, blobKey(f.digest))
 			return err
 		})
@@ -199,7 +206,7 @@ func (f *fill) isGood(info store.Info) bool {
 		return false
 	case size >= 0 && size != info.Size, info.Length >= 0 && info.Length != info.Size, info.Digest != "" && info.Digest != f.digest:
 		f.tier.count.distrusted.Add(1)
-		f.tier.doubted.add(f.digest, info.Version)
+		f.tier.doubt(f.digest, info.Version)
 		f.tier.log.Warn("object in the shared store is not the blob; it will be replaced", zap.Stringer("digest", f.digest),
 			zap.Int64("size", info.Size), zap.Int64("want", max(size, info.Length)))
 		return false
@@ -212,13 +219,8 @@ func (f *fill) isGood(info store.Info) bool {
 func (f *fill) ended(err error) {
 	f.mu.Lock()
 	f.over = true
-	way, asked, used, version, publisher := f.way, f.decided != nil, f.used, f.version, f.publisher
+	way, asked, version, publisher := f.way, f.decided != nil, f.version, f.publisher
 	f.mu.Unlock()
-	if errors.Is(err, blobcache.ErrDigest) && used {
-		f.tier.count.distrusted.Add(1)
-		f.tier.doubted.add(f.digest, version)
-		f.tier.log.Error("wrong bytes in the shared store; the blob is fetched from upstream and replaced", zap.Stringer("digest", f.digest))
-	}
 	switch {
 	case publisher != nil:
 		publisher.end(err)
@@ -227,6 +229,35 @@ func (f *fill) ended(err error) {
 	case err == nil && way == stored:
 		f.tier.known.add(f.digest, version)
 	}
+}
+
+// wrong is told when the bytes were not the blob's, even if nobody keeps them. It reports
+// whether some of them came from the tier, which is not believed then.
+func (f *fill) wrong() (mine bool) {
+	f.mu.Lock()
+	used, version := f.used, f.version
+	f.mu.Unlock()
+	if used {
+		f.tier.count.distrusted.Add(1)
+		f.tier.doubt(f.digest, version)
+		f.tier.log.Error("wrong bytes in the shared store; the blob is fetched from upstream and replaced", zap.Stringer("digest", f.digest))
+	}
+	return used
+}
+
+// Doubt has a blob of the repository replaced in the tier, which clients that were sent
+// there don't take for right, by that of the local cache.
+func (t *Tier) Doubt(repository string, d digest.Digest) {
+	if t.covers(repository) {
+		t.doubt(d, "")
+		t.upload(d)
+	}
+}
+
+// doubt has nobody get the version of a blob that is in the tier; "": any.
+func (t *Tier) doubt(d digest.Digest, version string) {
+	t.doubted.add(d, version)
+	t.known.remove(d)
 }
 
 // upload has the blob put into the tier, unless it is there.
@@ -238,7 +269,9 @@ func (t *Tier) upload(d digest.Digest) {
 			return err
 		}
 		if err == nil && f.isGood(info) {
-			t.known.add(d, info.Version)
+			if info.Digest == d { // see URL
+				t.known.add(d, info.Version)
+			}
 			return nil
 		}
 		content, size, err := t.cfg.Open(ctx, d)
@@ -279,6 +312,16 @@ func (f *fill) take(w way) (taken bool) {
 	return f.way == w
 }
 
+// believe takes a size instead of that which a manifest has said, as long as nothing
+// has come from the tier.
+func (f *fill) believe(size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.used {
+		f.size = size
+	}
+}
+
 func (f *fill) knownSize() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -298,6 +341,7 @@ func (f *fill) left() time.Duration {
 func (f *fill) spend(began time.Time, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.read += int64(n)
 	now := time.Now()
 	if f.spent.After(began) {
 		began = f.spent

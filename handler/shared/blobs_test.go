@@ -9,7 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"larder/blobcache"
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
 )
@@ -288,7 +287,7 @@ func TestUploadsThatDoNotFitIntoTheQueueAreDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := quick()
 		n := newMachine(t, m, memoryDir(t), nil)
-		for n.queue.length() < maxQueued {
+		for n.queue.length() < maxQueued+writers {
 			n.enqueue(time.Now().String(), func(ctx context.Context) error { <-ctx.Done(); return nil })
 			time.Sleep(time.Nanosecond)
 		}
@@ -304,8 +303,7 @@ func TestUploadsThatDoNotFitIntoTheQueueAreDropped(t *testing.T) {
 // wantPart reads length bytes of o's blob from offset.
 func wantPart(t *testing.T, n *machine, o *origin, offset, length int64) {
 	t.Helper()
-	fetch, ended := n.Blob(repository, o.digest, n.size, Part, o.fetch)
-	b, err := n.cache.GetRange(context.Background(), o.digest, offset, length, blobcache.Source{Fetch: fetch, Ended: ended})
+	b, err := n.cache.GetRange(context.Background(), o.digest, offset, length, n.source(o, n.size, Part))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -204,10 +204,15 @@ func (n *machine) open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser,
 	return b.Content, b.Size, nil
 }
 
+// source is where n has o's blob from.
+func (n *machine) source(o *origin, size int64, wanted Wanted) blobcache.Source {
+	fetch, ended, wrong := n.Blob(repository, o.digest, size, wanted, o.fetch)
+	return blobcache.Source{Fetch: fetch, Ended: ended, Wrong: func() { wrong() }}
+}
+
 // get pulls o's blob, as a client does, and says what was read of it.
 func (n *machine) get(o *origin) (data []byte, err error) {
-	fetch, ended := n.Blob(repository, o.digest, n.size, Whole, o.fetch)
-	b, err := n.cache.GetRange(context.Background(), o.digest, 0, -1, blobcache.Source{Fetch: fetch, Ended: ended})
+	b, err := n.cache.GetRange(context.Background(), o.digest, 0, -1, n.source(o, n.size, Whole))
 	if err != nil {
 		return nil, err
 	}

@@ -37,12 +37,11 @@ func (p *progress) note(r record) {
 	p.parts, p.have = r.Parts, r.Have
 }
 
-// within has do ask the store, for no longer than it may cost the fill. What fails was
-// waited for in vain.
-func (f *fill) within(ctx context.Context, do func(ctx context.Context) error) error {
+// within has do ask the store, for no longer than it may cost the fill. If it fails,
+// what was waited for since began was in vain.
+func (f *fill) within(ctx context.Context, began time.Time, do func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, f.left(), errSlow)
 	defer cancel()
-	began := time.Now()
 	err := do(ctx)
 	if err != nil && !isBusy(err) {
 		f.spend(began, 0)
@@ -65,9 +64,10 @@ func (f *fill) await(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+	began := time.Now()
 	err := f.tier.pause(ctx, looks)
 	if err == nil {
-		_ = f.within(ctx, f.look) // it has drawn its conclusions
+		_ = f.within(ctx, began, f.look) // it has drawn its conclusions
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -138,7 +138,7 @@ func (f *fill) isThere(ctx context.Context) (found bool, err error) {
 
 // hold has this node fetch the blob for all.
 func (f *fill) hold(l *lease) {
-	p := newPublisher(f.tier, f.digest, l)
+	p := newPublisher(f.tier, f.digest, l, f.proves)
 	f.mu.Lock()
 	begun := f.agree(l.record) && !f.over && f.take(held)
 	if begun {
@@ -150,6 +150,14 @@ func (f *fill) hold(l *lease) {
 		l.release()
 		f.setWay(direct)
 	}
+}
+
+// proves reports whether the parts that another node has left are right if the blob,
+// of that size, is: all of them were read for it.
+func (f *fill) proves(size int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.read >= min(f.parts*f.tier.sizes.part, size)
 }
 
 // agree takes the size from a lease, and reports whether it can be that of the blob.
@@ -194,7 +202,7 @@ func (f *fill) goesOn(r record) bool {
 func (f *fill) partGone(ctx context.Context, err error) {
 	found := false
 	if errors.Is(err, store.ErrNotExist) {
-		busy := f.within(ctx, func(ctx context.Context) (err error) {
+		busy := f.within(ctx, time.Now(), func(ctx context.Context) (err error) {
 			found, err = f.isThere(ctx)
 			return err
 		})

@@ -29,7 +29,8 @@ type publisher struct {
 	tier   *Tier
 	digest digest.Digest
 	lease  *lease
-	ctx    context.Context // ends with the tier, the lease, or a fill that failed
+	proves func(size int64) bool // the parts that were there, if the blob is right
+	ctx    context.Context       // ends with the tier, the lease, or a fill that failed
 	cancel context.CancelCauseFunc
 
 	ended chan struct{} // closed when the fill has ended
@@ -39,8 +40,8 @@ type publisher struct {
 	size int64        // of the blob; of run's goroutine until it counts up due
 }
 
-func newPublisher(t *Tier, d digest.Digest, l *lease) *publisher {
-	p := &publisher{tier: t, digest: d, lease: l, ended: make(chan struct{})}
+func newPublisher(t *Tier, d digest.Digest, l *lease, proves func(size int64) bool) *publisher {
+	p := &publisher{tier: t, digest: d, lease: l, proves: proves, ended: make(chan struct{})}
 	p.ctx, p.cancel = context.WithCancelCause(t.ctx)
 	return p
 }
@@ -138,13 +139,13 @@ func (p *publisher) putWhole(content io.ReadSeeker) error {
 	return p.tier.putBlob(p.ctx, p.digest, content, p.size)
 }
 
-// compose makes the blob of its parts. If the store can't, it gets all of it once more.
+// compose makes the blob of its parts. If the store can't, or some of them may be wrong,
+// it gets all of it once more.
 func (p *publisher) compose(content io.ReadSeeker) error {
 	if err := p.awaitEnd(); err != nil {
 		return err
 	}
-	err := p.tier.compose(p.ctx, blobKey(p.digest), p.partKeys(), store.Label{Digest: p.digest, Size: p.size})
-	if err == nil {
+	if p.proves(p.size) && p.tier.compose(p.ctx, blobKey(p.digest), p.partKeys(), store.Label{Digest: p.digest, Size: p.size}) == nil {
 		p.tier.isShared(p.digest)
 		return nil
 	}

@@ -36,7 +36,7 @@ func publish(t *testing.T, m *storetest.Model) (*Tier, *publisher, digest.Digest
 		t.Fatal(err)
 	}
 	d := digest.FromBytes(data)
-	p := newPublisher(tier, d, l)
+	p := newPublisher(tier, d, l, func(int64) bool { return true })
 	tier.start(p.run)
 	return tier, p, d
 }

@@ -21,6 +21,7 @@ const (
 type queue struct {
 	keys    chan string
 	dropped atomic.Int64
+	begun   atomic.Int64 // what is being written
 
 	mu sync.Mutex // guards do
 	do map[string]func(context.Context) error
@@ -77,10 +78,11 @@ func (q *queue) take(key string) func(context.Context) error {
 	return do
 }
 
+// length is how much is not written yet.
 func (q *queue) length() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.do)
+	return len(q.do) + int(q.begun.Load())
 }
 
 // write is a writer: it does what is queued, one after another, and waits while the
@@ -93,10 +95,12 @@ func (t *Tier) write(ctx context.Context, q *queue) error {
 		}
 		select {
 		case key := <-q.keys:
+			q.begun.Add(1)
 			do := q.take(key)
 			if do != nil && errors.Is(do(ctx), errOut) {
 				q.putBack(key, do)
 			}
+			q.begun.Add(-1)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

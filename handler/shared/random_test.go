@@ -13,7 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"larder/blobcache"
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
 )
@@ -151,8 +150,7 @@ func (f *randomFleet) pull(n *machine) {
 	if f.pick(4) == 0 {
 		wanted, length = Part, 1000
 	}
-	fetch, ended := n.Blob(repository, o.digest, size, wanted, o.fetch)
-	b, err := n.cache.GetRange(context.Background(), o.digest, 0, length, blobcache.Source{Fetch: fetch, Ended: ended})
+	b, err := n.cache.GetRange(context.Background(), o.digest, 0, length, n.source(o, size, wanted))
 	if err != nil {
 		if !f.lies {
 			f.t.Errorf("%d bytes: %v", len(o.data), err)

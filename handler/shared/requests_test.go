@@ -197,6 +197,13 @@ func TestQueueKeepsTheLastOfEachKeyAndDropsTheRest(t *testing.T) {
 		if s := tier.Stats(); s.Queued != 0 || len(did) != 1 || did[0] != 2 {
 			t.Errorf("%d left, done: %v, want the last one of what has the same key", s.Queued, did)
 		}
+		written := make(chan struct{})
+		tier.enqueue("slow", func(context.Context) error { <-written; return nil })
+		synctest.Wait()
+		if s := tier.Stats(); s.Queued != 1 {
+			t.Errorf("%d queued, want what is being written", s.Queued)
+		}
+		close(written)
 		cancel()
 		<-ended
 	})

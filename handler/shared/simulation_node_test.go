@@ -126,7 +126,7 @@ func (n *node) blob(ctx context.Context, b ocispec.Descriptor) error {
 	}
 	ended := func(error) {}
 	if n.tier != nil {
-		f.fetch, ended = n.tier.Blob(repository, b.Digest, b.Size, shared.Whole, f.fetch)
+		f.fetch, ended, _ = n.tier.Blob(repository, b.Digest, b.Size, shared.Whole, f.fetch)
 	}
 	err := f.run(ctx)
 	ended(err)

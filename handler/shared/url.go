@@ -28,7 +28,7 @@ func (t *Tier) URL(ctx context.Context, repository string, d digest.Digest) (url
 	if !t.known.lately(d, knownFor) {
 		f := &fill{tier: t, digest: d, size: -1}
 		info, err := t.head(ctx, blobKey(d))
-		if err != nil || !f.isGood(info) {
+		if err != nil || !f.isGood(info) || info.Digest != d { // a fill would find out what it is, a client just fails
 			return "", false
 		}
 		t.known.add(d, info.Version)

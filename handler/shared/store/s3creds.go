@@ -44,10 +44,17 @@ type chain struct {
 
 	value credentials.Value
 	until time.Time // zero: for ever
+
+	err  error // of the last time
+	rest time.Time
 }
 
 // RetrieveWithCredContext implements credentials.Provider.
 func (c *chain) RetrieveWithCredContext(cc *credentials.CredContext) (credentials.Value, error) {
+	began := time.Now()
+	if began.Before(c.rest) {
+		return credentials.Value{}, c.err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), retrieveTimeout) // whoever asks first, asks for all
 	defer cancel()
 	value, err := c.first(&credentials.CredContext{Client: cc.Client, Endpoint: cc.Endpoint, Context: ctx})
@@ -59,7 +66,8 @@ func (c *chain) RetrieveWithCredContext(cc *credentials.CredContext) (credential
 		c.value, c.until = value, now.Add(value.Expiration.Sub(now)*4/5)
 	case now.Before(c.value.Expiration):
 		c.until = now.Add(min(retrieveAgain, c.value.Expiration.Sub(now)))
-	default:
+	default: // who has waited for this as well does not have to wait for the same again
+		c.err, c.rest = err, now.Add(now.Sub(began))
 		return credentials.Value{}, err
 	}
 	return c.value, nil

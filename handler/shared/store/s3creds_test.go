@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -125,13 +126,17 @@ func TestCredentialsThatDoNotCome(t *testing.T) {
 	endpoint, _ := keys(t)
 	s := open(t, endpoint, store.Credentials{})
 	began := time.Now()
-	for range 2 {
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-		if err := s.Delete(ctx, "key"); err == nil {
-			t.Error("done without credentials")
-		}
-		cancel()
+	var all sync.WaitGroup
+	for range 10 {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			if err := s.Delete(ctx, "key"); err == nil {
+				t.Error("done without credentials")
+			}
+		})
 	}
+	all.Wait()
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("took %v", took)
 	}
