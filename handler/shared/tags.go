@@ -204,12 +204,7 @@ func (t *Tier) Said(a manifestcache.Answer) {
 	if reference == "" {
 		reference = a.Manifest.Digest.String()
 	}
-	if !t.answers.add(about(a.Repository, reference), func(ctx context.Context) error {
-		defer done()
-		return t.writeAnswer(ctx, a)
-	}) {
-		done()
-	}
+	t.answers.add(about(a.Repository, reference), item{func(ctx context.Context) error { return t.writeAnswer(ctx, a) }, done})
 }
 
 // isNew reports whether anything of an answer has to be written.
@@ -306,8 +301,8 @@ func (t *Tier) Gone(repository, reference string) {
 	if d := digest.Digest(reference); upstream.ValidDigest(d) {
 		key = rightKey(repository, d)
 	}
-	t.answers.add(about(repository, reference), func(ctx context.Context) error {
+	t.answers.add(about(repository, reference), item{func(ctx context.Context) error {
 		t.stated.forget(key)
 		return t.remove(ctx, key)
-	})
+	}, func() {}})
 }
