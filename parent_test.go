@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"larder/handler/upstream/upstreamtest"
 )
 
@@ -302,6 +304,33 @@ func TestParentThatRemembers(t *testing.T) {
 		if age := a.header.Get("Age"); age == "" || age == "0" || a.header.Get("Warning") == "" || !strings.HasSuffix(a.header.Get("Cache-Status"), "; detail=stale") || !strings.Contains(a.header.Get("Cache-Status"), "detail=stale, larder; ") {
 			t.Errorf("%s: got %v, want what the parent remembers, and how old it is", name, a.header)
 		}
+	}
+}
+
+// TTLs don't add up along a chain, and what a node has from its parent does not come
+// back to that as news.
+func TestTagIsNotOlderDownAChainThanItsTTL(t *testing.T) {
+	t.Parallel()
+	for name, more := range map[string][]string{"parent": nil, "parent and store": {"LARDER_SHARED=file://" + t.TempDir()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newTier(t, append(more, "LARDER_TAG_TTL=2s"), small)
+			node := s.at(s.node(t, append(more, "LARDER_TAG_TTL=1500ms")...))
+			node.pull(t, "at first")
+			asked := time.Now()
+			moved := s.hub.AddImage(appName, "1", seeded(t, 1, small))
+			eventually(t, "the longest TTL to be over", func() bool {
+				late := time.Since(asked) > 2*time.Second
+				a := node.ask(appTag, "")
+				if a.status != http.StatusOK || a.header.Get("Warning") != "" {
+					t.Fatalf("got %v", a)
+				}
+				if late && digest.FromBytes(a.body) != moved.Manifest {
+					t.Errorf("it is still what it was: %v", a.header)
+				}
+				return late
+			})
+		})
 	}
 }
 

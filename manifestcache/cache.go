@@ -59,9 +59,10 @@ type Relay interface {
 	Upstream
 
 	// Relayed is what that cache has said of the first answer that it gave: its
-	// Cache-Status, and how long ago the registry has said what the answer says, if
-	// that could not be asked. It is "" and 0 of other answers.
-	Relayed() (status string, age time.Duration)
+	// Cache-Status, how long ago the registry has said what the answer says, if it was
+	// not asked, and whether that is because it could not be. It is "", 0 and false of
+	// other answers.
+	Relayed() (status string, age time.Duration, stale bool)
 }
 
 // Outcome is how a manifest was answered.
