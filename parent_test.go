@@ -334,6 +334,29 @@ func TestTagIsNotOlderDownAChainThanItsTTL(t *testing.T) {
 	}
 }
 
+// A node that fetches something for all, by way of its parent, is not waited for by that.
+func TestParentAndNodeThatShareAStore(t *testing.T) {
+	t.Parallel()
+	const patient = 8 * time.Second
+	shared := []string{"LARDER_SHARED=file://" + t.TempDir(), "LARDER_SHARED_TIMEOUT=" + patient.String(), "LARDER_TAG_TTL=1m"}
+	s := newTier(t, shared, small, 6<<20)
+	s.world = s.at(s.node(t, shared...))
+	began := time.Now()
+	s.pull(t, "cold")
+	if took := time.Since(began); took >= patient {
+		t.Errorf("took %v", took)
+	}
+	var sent int64
+	for _, req := range s.hub.Requests() {
+		if strings.Contains(req.Path, "/blobs/") {
+			sent += req.Bytes
+		}
+	}
+	if want := s.img.Config.Size + small + 6<<20; sent != want || s.hub.Count("GET", "/manifests/") != 1 {
+		t.Errorf("the registry has sent %d bytes of blobs, want %d, and %d manifests", sent, want, s.hub.Count("GET", "/manifests/"))
+	}
+}
+
 // A parent with a password gets the node's from Docker's configuration, and the
 // registry's is not shown to it, nor the other way round.
 func TestParentWithAPassword(t *testing.T) {

@@ -20,6 +20,9 @@ type remembering struct {
 // Relayed implements manifestcache.Relay.
 func (r *remembering) Relayed() (string, time.Duration, bool) { return r.status, r.age, r.stale }
 
+// Asking implements manifestcache.Relay.
+func (r *remembering) Asking() []string { return nil }
+
 // want asks by tag.
 func (r *remembering) want(t *testing.T, c *manifestcache.Cache, want document, outcome manifestcache.Outcome, age time.Duration) {
 	t.Helper()

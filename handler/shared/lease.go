@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -148,9 +149,10 @@ func (r record) encode() []byte {
 
 // claimOrWait is for who is about to fetch something that other nodes may want as
 // well: of all, one gets the lease, and the others wait until look finds what that one
-// has brought. It takes no longer than the tier may. Who gets neither goes on without.
+// has brought. It takes no longer than the tier may, and nobody waits for one of those
+// that are asking him. Who gets neither goes on without.
 // A lease has to be released.
-func (t *Tier) claimOrWait(ctx context.Context, what string, look func(ctx context.Context) (found bool, err error)) (l *lease, found bool) {
+func (t *Tier) claimOrWait(ctx context.Context, what string, asking []string, look func(ctx context.Context) (found bool, err error)) (l *lease, found bool) {
 	if t.unleased.Load() {
 		return nil, false
 	}
@@ -172,7 +174,7 @@ func (t *Tier) claimOrWait(ctx context.Context, what string, look func(ctx conte
 		if l != nil {
 			return l, false
 		}
-		if pause(ctx, n) != nil || w.look(ctx) != nil {
+		if pause(ctx, n) != nil || w.look(ctx) != nil || slices.Contains(asking, w.record.Holder) {
 			return nil, false
 		}
 	}

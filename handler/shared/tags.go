@@ -164,13 +164,13 @@ func isMediaType(s string) bool {
 }
 
 // Claim implements manifestcache.Shared.
-func (t *Tier) Claim(ctx context.Context, repository, reference string, known func(context.Context) bool) (done func()) {
+func (t *Tier) Claim(ctx context.Context, repository, reference string, asking []string, known func(context.Context) bool) (done func()) {
 	ctx, end, ok := t.within(ctx, repository)
 	defer end()
 	if !ok {
 		return func() {}
 	}
-	l, _ := t.claimOrWait(ctx, about(repository, reference), func(ctx context.Context) (bool, error) { return known(ctx), nil })
+	l, _ := t.claimOrWait(ctx, about(repository, reference), asking, func(ctx context.Context) (bool, error) { return known(ctx), nil })
 	if l == nil {
 		return func() {}
 	}
