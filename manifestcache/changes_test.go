@@ -142,7 +142,7 @@ func (f fickle) GetManifest(ctx context.Context, reference string) (ocispec.Desc
 }
 
 func (f fickle) list(context.Context) (*manifestcache.List, error) {
-	return &manifestcache.List{ContentType: "application/json", Body: []byte(fmt.Sprint(rand.IntN(2)))}, f.mood()
+	return &manifestcache.List{ContentType: "application/json", Body: fmt.Append(nil, rand.IntN(2))}, f.mood()
 }
 
 func (f fickle) mood() error {

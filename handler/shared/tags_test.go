@@ -265,7 +265,7 @@ func TestColdHerdCostsUpstreamLittle(t *testing.T) {
 		"tag":                        {"1", time.Minute, 5 * time.Millisecond, 1, 1},
 		"tag that is always current": {"1", 0, 5 * time.Millisecond, nodes, 1},
 		"digest":                     {img.digest.String(), time.Minute, 5 * time.Millisecond, 0, 1},
-		"tag, slow to write":         {"1", time.Minute, 250 * time.Millisecond, 1, 1},
+		"tag, slow to write":         {"1", time.Minute, 120 * time.Millisecond, 1, 1},
 	}
 	for name, test := range tests {
 		bubble(t, name, func(t *testing.T) {
