@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"larder/handler/upstream/upstreamtest"
 )
 
@@ -301,6 +303,56 @@ func TestParentThatRemembers(t *testing.T) {
 		if age := a.header.Get("Age"); age == "" || age == "0" || a.header.Get("Warning") == "" || !strings.HasSuffix(a.header.Get("Cache-Status"), "; detail=stale") || !strings.Contains(a.header.Get("Cache-Status"), "detail=stale, larder; ") {
 			t.Errorf("%s: got %v, want what the parent remembers, and how old it is", name, a.header)
 		}
+	}
+}
+
+// TTLs don't add up along a chain, and what a node has from its parent does not come
+// back to that as news.
+func TestTagIsNotOlderDownAChainThanItsTTL(t *testing.T) {
+	t.Parallel()
+	for name, more := range map[string][]string{"parent": nil, "parent and store": {"LARDER_SHARED=file://" + t.TempDir()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newTier(t, append(more, "LARDER_TAG_TTL=2s"), small)
+			node := s.at(s.node(t, append(more, "LARDER_TAG_TTL=1500ms")...))
+			node.pull(t, "at first")
+			asked := time.Now()
+			moved := s.hub.AddImage(appName, "1", seeded(t, 1, small))
+			eventually(t, "the longest TTL to be over", func() bool {
+				late := time.Since(asked) > 2*time.Second
+				a := node.ask(appTag, "")
+				if a.status != http.StatusOK || a.header.Get("Warning") != "" {
+					t.Fatalf("got %v", a)
+				}
+				if late && digest.FromBytes(a.body) != moved.Manifest {
+					t.Errorf("it is still what it was: %v", a.header)
+				}
+				return late
+			})
+		})
+	}
+}
+
+// A node that fetches something for all, by way of its parent, is not waited for by that.
+func TestParentAndNodeThatShareAStore(t *testing.T) {
+	t.Parallel()
+	const patient = 8 * time.Second
+	shared := []string{"LARDER_SHARED=file://" + t.TempDir(), "LARDER_SHARED_TIMEOUT=" + patient.String(), "LARDER_TAG_TTL=1m"}
+	s := newTier(t, shared, small, 6<<20)
+	s.world = s.at(s.node(t, shared...))
+	began := time.Now()
+	s.pull(t, "cold")
+	if took := time.Since(began); took >= patient {
+		t.Errorf("took %v", took)
+	}
+	var sent int64
+	for _, req := range s.hub.Requests() {
+		if strings.Contains(req.Path, "/blobs/") {
+			sent += req.Bytes
+		}
+	}
+	if want := s.img.Config.Size + small + 6<<20; sent != want || s.hub.Count("GET", "/manifests/") != 1 {
+		t.Errorf("the registry has sent %d bytes of blobs, want %d, and %d manifests", sent, want, s.hub.Count("GET", "/manifests/"))
 	}
 }
 

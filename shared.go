@@ -30,7 +30,7 @@ func (p *program) openShared(metrics *admin.Metrics) error {
 	cfg := shared.Config{
 		Store: s, Timeout: p.cfg.SharedTimeout, Wait: p.cfg.SharedWait, Rate: int64(p.cfg.SharedRate),
 		TagTTL: p.cfg.TagTTL, ManifestTTL: p.cfg.ManifestTTL, Open: p.followBlob,
-		Logger: p.log.Named("shared"), Observe: metrics.Shared,
+		Name: p.upstreams.Name(), Logger: p.log.Named("shared"), Observe: metrics.Shared,
 	}
 	if p.cfg.shared != nil {
 		cfg.Covers = p.cfg.shared.Match

@@ -114,7 +114,11 @@ func (h *Handler) list(ctx context.Context, repo *upstream.Repository, name stri
 		if err != nil {
 			return nil, err
 		}
-		return &manifestcache.List{ContentType: l.ContentType, Filters: l.Filters, Next: l.Next.Encode(), Body: l.Body, Relayed: l.Relayed, Age: l.Age}, nil
+		list := &manifestcache.List{ContentType: l.ContentType, Filters: l.Filters, Next: l.Next.Encode(), Body: l.Body, Relayed: l.Relayed, Age: l.Age}
+		if l.Stale {
+			list.Outcome = manifestcache.Stale
+		}
+		return list, nil
 	})
 }
 

@@ -33,6 +33,9 @@ type story struct {
 
 // setStatus tells a story and, if what it is about is old, says so.
 func setStatus(ctx context.Context, header http.Header, repo *upstream.Repository, s story) {
+	if header["Via"] != nil { // it is a larder that asks
+		s.setAge(header)
+	}
 	if s.outcome == manifestcache.Hit {
 		header.Set("Cache-Status", statusHit)
 		return
@@ -49,10 +52,18 @@ func setStatus(ctx context.Context, header http.Header, repo *upstream.Repositor
 	}
 }
 
+// setAge says how long ago the registry was asked, if it was not for this answer:
+// rounded up, so that nobody down a chain takes it for newer than it is.
+func (s story) setAge(header http.Header) {
+	if s.asked == nil || s.asked.Unasked || s.age >= time.Second {
+		header.Set("Age", strconv.FormatInt(int64((s.age+time.Second-1)/time.Second), 10))
+	}
+}
+
 // relayed is a blob's status, behind that of the parent that was asked for it, if it
 // was.
 func relayed(repo *upstream.Repository, own string) string {
-	before, _ := repo.Relayed()
+	before, _, _ := repo.Relayed()
 	return behind(before, own)
 }
 

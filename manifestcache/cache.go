@@ -54,14 +54,19 @@ type Upstream interface {
 	GetManifest(ctx context.Context, reference string) (ocispec.Descriptor, []byte, error)
 }
 
-// Relay is an Upstream that may ask another cache in the place of a registry.
+// Relay is an Upstream that may ask another cache in the place of a registry, and may
+// be asked for others.
 type Relay interface {
 	Upstream
 
+	// Asking are the names of those that it is asked for, if any.
+	Asking() []string
+
 	// Relayed is what that cache has said of the first answer that it gave: its
-	// Cache-Status, and how long ago the registry has said what the answer says, if
-	// that could not be asked. It is "" and 0 of other answers.
-	Relayed() (status string, age time.Duration)
+	// Cache-Status, how long ago the registry has said what the answer says, if it was
+	// not asked, and whether that is because it could not be. It is "", 0 and false of
+	// other answers.
+	Relayed() (status string, age time.Duration, stale bool)
 }
 
 // Outcome is how a manifest was answered.

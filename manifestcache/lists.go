@@ -37,7 +37,7 @@ type List struct {
 	// For who asks the cache. Content is to be closed.
 	Size    int64
 	Content io.ReadSeekCloser
-	Outcome Outcome
+	Outcome Outcome       // of what fetch gets, Stale if another cache has kept it and upstream could not be asked
 	Age     time.Duration // since upstream sent it; of what fetch gets, 0 unless another cache has kept it
 	Asked   *Question     // what that took; nil: upstream was not asked
 	Joined  bool          // somebody else was asking already
@@ -137,8 +137,8 @@ func (c *Cache) fetchList(ctx context.Context, repository, name string, fetch fu
 	l, err := fetch(ctx)
 	asked := &Question{Took: time.Since(began), Err: err}
 	if err == nil {
-		if l.Outcome = Miss; l.Age > 0 {
-			l.Outcome = Stale
+		if l.Outcome != Stale {
+			l.Outcome = Miss
 		}
 		l.Size, l.Asked, asked.Relayed = int64(len(l.Body)), asked, l.Relayed
 		if asked.Known, asked.Stored = c.storeList(repository, name, l); asked.Stored && l.Size > maxBody {

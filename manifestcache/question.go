@@ -25,6 +25,7 @@ type questioned struct {
 
 	asked   bool
 	age     time.Duration // of what upstream says; see Relay
+	stale   bool          // it could not ask the registry
 	fetched bool          // it has sent the manifest
 	others  bool          // others who share know more than this cache did
 	taken   bool          // the manifest is from them
@@ -68,14 +69,19 @@ func (q *questioned) account(began time.Time, err error) {
 	q.Took += time.Since(began)
 	q.Err, q.asked = err, true
 	if relay, ok := q.Upstream.(Relay); ok {
-		q.Relayed, q.age = relay.Relayed()
+		q.Relayed, q.age, q.stale = relay.Relayed()
 	}
 }
 
 // dated is for what upstream has just said of m.
 func (q *questioned) dated(m *Manifest, outcome Outcome) *Manifest {
-	if q.age > 0 {
-		outcome = Stale
+	return dated(m, q.outcome(outcome), time.Now().Add(-q.age))
+}
+
+// outcome is Stale if the registry could not be asked, by whoever was.
+func (q *questioned) outcome(otherwise Outcome) Outcome {
+	if q.stale {
+		return Stale
 	}
-	return dated(m, outcome, time.Now().Add(-q.age))
+	return otherwise
 }

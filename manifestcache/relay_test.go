@@ -14,10 +14,14 @@ type remembering struct {
 	*repository
 	status string
 	age    time.Duration
+	stale  bool
 }
 
 // Relayed implements manifestcache.Relay.
-func (r *remembering) Relayed() (string, time.Duration) { return r.status, r.age }
+func (r *remembering) Relayed() (string, time.Duration, bool) { return r.status, r.age, r.stale }
+
+// Asking implements manifestcache.Relay.
+func (r *remembering) Asking() []string { return nil }
 
 // want asks by tag.
 func (r *remembering) want(t *testing.T, c *manifestcache.Cache, want document, outcome manifestcache.Outcome, age time.Duration) {
@@ -33,7 +37,7 @@ func TestWhatAnotherCacheRemembersIsAsOldAsThat(t *testing.T) {
 		cfg := config()
 		cfg.TagTTL = time.Hour
 		c := openCache(t, t.TempDir(), cfg)
-		up := &remembering{newRepository("docker.io/library/alpine"), "larder; hit", 50 * time.Minute}
+		up := &remembering{newRepository("docker.io/library/alpine"), "larder; hit", 50 * time.Minute, true}
 		doc := up.push(newDocument(`{"first":1}`), "1")
 		up.want(t, c, doc, manifestcache.Stale, 50*time.Minute)
 		time.Sleep(9 * time.Minute)
@@ -41,12 +45,35 @@ func TestWhatAnotherCacheRemembersIsAsOldAsThat(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		up.wantAsked(t, "HEAD 1", "GET "+doc.digest.String())
 
-		up.status, up.age = "", 0
+		up.status, up.age, up.stale = "", 0, false
 		m, err := c.ByTag(t.Context(), up.name, "1", up)
 		wantManifest(t, m, err, doc, manifestcache.Revalidated)
 		if m.Age != 0 || m.Asked.Relayed != "" {
 			t.Errorf("got %v, %q of an upstream that has asked", m.Age, m.Asked.Relayed)
 		}
+	})
+}
+
+// Another cache that did not have to ask is no reason to warn, but what it says is as old.
+func TestWhatAnotherCacheHasNotAskedAboutIsNotNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.TagTTL = time.Minute
+		c := openCache(t, t.TempDir(), cfg)
+		up := &remembering{newRepository("docker.io/library/alpine"), "larder; hit", 50 * time.Second, false}
+		old := up.push(newDocument(`{"first":1}`), "1")
+		up.want(t, c, old, manifestcache.Miss, 50*time.Second)
+		time.Sleep(9 * time.Second)
+		up.want(t, c, old, manifestcache.Hit, 59*time.Second)
+
+		up.age = 0
+		moved := up.push(newDocument(`{"second":2}`), "1")
+		time.Sleep(time.Second)
+		up.want(t, c, moved, manifestcache.Miss, 0)
+		time.Sleep(time.Minute)
+		up.push(old, "1")
+		up.age = 2 * time.Minute
+		up.want(t, c, moved, manifestcache.Revalidated, time.Minute) // as this cache was told since
 	})
 }
 
@@ -61,7 +88,7 @@ func TestNewerAnswerIsNotGivenUpForAnOlderOne(t *testing.T) {
 		up.want(t, c, moved, manifestcache.Miss, 0)
 		time.Sleep(time.Minute)
 		up.push(old, "1")
-		up.status, up.age = "larder; hit", time.Hour
+		up.status, up.age, up.stale = "larder; hit", time.Hour, true
 		up.want(t, c, moved, manifestcache.Stale, time.Minute)
 		m, err := c.ByTag(t.Context(), up.name, "1", up)
 		if err != nil || m.Asked == nil || m.Asked.Relayed != "larder; hit" {
@@ -78,7 +105,7 @@ func TestRightFromAnotherCachesMemory(t *testing.T) {
 		cfg := config()
 		cfg.TTL = 2 * time.Hour
 		c := openCache(t, t.TempDir(), cfg)
-		up := &remembering{newRepository("docker.io/library/alpine"), "larder; hit", time.Hour}
+		up := &remembering{newRepository("docker.io/library/alpine"), "larder; hit", time.Hour, true}
 		doc := up.push(newDocument(`{"first":1}`))
 		ask := func(outcome manifestcache.Outcome, asked ...string) {
 			t.Helper()
@@ -92,10 +119,10 @@ func TestRightFromAnotherCachesMemory(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		ask(manifestcache.Stale, "HEAD "+doc.digest.String()) // it is an hour old again
 
-		up.age = 0
+		up.age, up.stale = 0, false
 		time.Sleep(2 * time.Hour)
 		ask(manifestcache.Revalidated, "HEAD "+doc.digest.String())
-		up.age = time.Hour
+		up.age, up.stale = time.Hour, true
 		up.push(doc, "1")
 		up.want(t, c, doc, manifestcache.Stale, time.Hour)
 		up.wantAsked(t, "HEAD 1")
@@ -110,14 +137,14 @@ func TestListFromAnotherCachesMemory(t *testing.T) {
 		cfg.ListTTL = time.Minute
 		c := openCache(t, t.TempDir(), cfg)
 		l := newListing(`{"tags":["1"]}`)
-		l.Relayed, l.Age = "larder; hit", 40*time.Second
+		l.Relayed, l.Age, l.Outcome = "larder; hit", 40*time.Second, manifestcache.Stale
 		if got := l.want(t, c, "tags/list", manifestcache.Stale); got.Age != 40*time.Second || got.Asked.Relayed != "larder; hit" {
 			t.Errorf("got %v, %q", got.Age, got.Asked.Relayed)
 		}
 		time.Sleep(19 * time.Second)
 		l.want(t, c, "tags/list", manifestcache.Hit)
 		time.Sleep(2 * time.Second)
-		l.Relayed, l.Age = "", 0
+		l.Relayed, l.Age, l.Outcome = "", 0, 0
 		if got := l.want(t, c, "tags/list", manifestcache.Miss); got.Age != 0 || got.Asked.Relayed != "" {
 			t.Errorf("got %v, %q", got.Age, got.Asked.Relayed)
 		}

@@ -41,8 +41,9 @@ type Shared interface {
 	// Claim lets one of the caches ask upstream about a reference, a tag or a digest, for
 	// all. It returns when that is this one, or when known, which it calls now and then,
 	// says that another's answer is there, or when it has waited long enough. done, which
-	// is never nil, is to be called when the others need not wait any more.
-	Claim(ctx context.Context, repository, reference string, known func(context.Context) bool) (done func())
+	// is never nil, is to be called when the others need not wait any more. If it is one
+	// of those that are asking this cache, that is not waited for: it waits itself.
+	Claim(ctx context.Context, repository, reference string, asking []string, known func(context.Context) bool) (done func())
 
 	// Said notes what upstream has said to this cache, and does not wait for that.
 	Said(a Answer)
@@ -105,9 +106,14 @@ func (c *Cache) contentOf(desc ocispec.Descriptor) (io.ReadSeekCloser, error) {
 // claim looks whether something is known or else, if others may be asking upstream for
 // it, waits for them or has them wait. A question has one claim at most.
 func (c *Cache) claim(ctx context.Context, up *questioned, reference string, known func(context.Context) bool) {
-	if !known(ctx) && c.cfg.Shared != nil && up.done == nil {
-		up.done = c.cfg.Shared.Claim(ctx, up.repository, reference, known)
+	if known(ctx) || c.cfg.Shared == nil || up.done != nil {
+		return
 	}
+	var asking []string
+	if relay, ok := up.Upstream.(Relay); ok {
+		asking = relay.Asking()
+	}
+	up.done = c.cfg.Shared.Claim(ctx, up.repository, reference, asking, known)
 }
 
 // follow is what a tag points at, if others have heard that of late. It is nil if

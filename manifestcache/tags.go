@@ -88,7 +88,7 @@ func (c *Cache) newer(repository, tag string, up *questioned) *Manifest {
 		return nil
 	}
 	up.Known = true
-	return dated(m, Stale, validated)
+	return dated(m, up.outcome(up.confirmed()), validated)
 }
 
 // described is the manifest that upstream has described, if it need not be fetched

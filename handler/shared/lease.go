@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -147,9 +148,10 @@ func (r record) encode() []byte {
 
 // claimOrWait is for who is about to fetch something that other nodes may want as
 // well: of all, one gets the lease, and the others wait until look finds what that one
-// has brought. It takes no longer than the tier may. Who gets neither goes on without.
+// has brought. It takes no longer than the tier may, and nobody waits for one of those
+// that are asking him. Who gets neither goes on without.
 // A lease has to be released.
-func (t *Tier) claimOrWait(ctx context.Context, what string, look func(ctx context.Context) (found bool, err error)) (l *lease, found bool) {
+func (t *Tier) claimOrWait(ctx context.Context, what string, asking []string, look func(ctx context.Context) (found bool, err error)) (l *lease, found bool) {
 	if t.unleased.Load() {
 		return nil, false
 	}
@@ -174,7 +176,7 @@ func (t *Tier) claimOrWait(ctx context.Context, what string, look func(ctx conte
 		if t.pause(ctx, n) != nil {
 			return nil, false
 		}
-		if err := w.look(ctx); err != nil && !isBusy(err) {
+		if err := w.look(ctx); err != nil && !isBusy(err) || slices.Contains(asking, w.record.Holder) {
 			return nil, false
 		}
 	}

@@ -22,7 +22,7 @@ func askAll(t *testing.T, m *storetest.Model, n int, fetch time.Duration) (fetch
 	for range n {
 		tier, _ := node(t, m, nil)
 		go func() {
-			l, found := tier.claimOrWait(t.Context(), "tag x", func(ctx context.Context) (bool, error) {
+			l, found := tier.claimOrWait(t.Context(), "tag x", nil, func(ctx context.Context) (bool, error) {
 				_, err := tier.head(ctx, "answer")
 				if errors.Is(err, store.ErrNotExist) {
 					return false, nil

@@ -24,32 +24,45 @@ type queue struct {
 	begun   atomic.Int64 // what is being written
 
 	mu sync.Mutex // guards do
-	do map[string]func(context.Context) error
+	do map[string]item
+}
+
+// item is something to do. over is called, more than once perhaps, when it was tried,
+// or will not be.
+type item struct {
+	do   func(ctx context.Context) error
+	over func()
 }
 
 // enqueue has do done by a writer, soon or, if too much waits already, never. It does
 // not wait. What was queued under the same key and not begun is not done any more.
-func (t *Tier) enqueue(key string, do func(ctx context.Context) error) { t.queue.add(key, do) }
-
-func newQueue() queue {
-	return queue{keys: make(chan string, maxQueued), do: make(map[string]func(context.Context) error)}
+func (t *Tier) enqueue(key string, do func(ctx context.Context) error) {
+	t.queue.add(key, item{do, func() {}})
 }
 
-// add is enqueue, and reports whether there was room.
-func (q *queue) add(key string, do func(ctx context.Context) error) bool {
+func newQueue() queue {
+	return queue{keys: make(chan string, maxQueued), do: make(map[string]item)}
+}
+
+// add is enqueue.
+func (q *queue) add(key string, i item) {
 	q.mu.Lock()
-	waits := q.do[key] != nil
-	q.do[key] = do
+	old, waits := q.do[key]
+	q.do[key] = i
 	q.mu.Unlock()
-	return waits || q.push(key)
+	if waits {
+		old.over()
+		return
+	}
+	q.push(key)
 }
 
 // putBack queues again what could not be done yet, unless there is something newer.
-func (q *queue) putBack(key string, do func(ctx context.Context) error) {
+func (q *queue) putBack(key string, i item) {
 	q.mu.Lock()
-	waits := q.do[key] != nil
+	_, waits := q.do[key]
 	if !waits {
-		q.do[key] = do
+		q.do[key] = i
 	}
 	q.mu.Unlock()
 	if !waits {
@@ -57,25 +70,24 @@ func (q *queue) putBack(key string, do func(ctx context.Context) error) {
 	}
 }
 
-// push reports whether there was room.
-func (q *queue) push(key string) bool {
+func (q *queue) push(key string) {
 	select {
 	case q.keys <- key:
-		return true
 	default:
-		q.take(key)
+		if i, ok := q.take(key); ok {
+			i.over()
+		}
 		q.dropped.Add(1)
-		return false
 	}
 }
 
 // take takes what is queued under key.
-func (q *queue) take(key string) func(context.Context) error {
+func (q *queue) take(key string) (i item, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	do := q.do[key]
+	i, ok = q.do[key]
 	delete(q.do, key)
-	return do
+	return i, ok
 }
 
 // length is how much is not written yet.
@@ -96,9 +108,12 @@ func (t *Tier) write(ctx context.Context, q *queue) error {
 		select {
 		case key := <-q.keys:
 			q.begun.Add(1)
-			do := q.take(key)
-			if do != nil && errors.Is(do(ctx), errOut) {
-				q.putBack(key, do)
+			if i, ok := q.take(key); ok {
+				err := i.do(ctx)
+				i.over()
+				if errors.Is(err, errOut) {
+					q.putBack(key, i)
+				}
 			}
 			q.begun.Add(-1)
 		case <-ctx.Done():

@@ -65,16 +65,16 @@ func (t *Tier) Tag(ctx context.Context, repository, tag string) (desc ocispec.De
 	if !ok {
 		return desc, validated, false
 	}
-	l, ok := t.readLink(ctx, repository, tag)
-	return l.Descriptor, l.Validated, ok
+	l, err := t.readLink(ctx, repository, tag)
+	return l.Descriptor, l.Validated, err == nil
 }
 
-func (t *Tier) readLink(ctx context.Context, repository, tag string) (l link, ok bool) {
-	ok = t.readFact(ctx, tagKey(repository, tag), &l, func() bool {
+func (t *Tier) readLink(ctx context.Context, repository, tag string) (l link, err error) {
+	err = t.readFact(ctx, tagKey(repository, tag), &l, func() bool {
 		d := l.Descriptor
 		return l.Reference == repository+":"+tag && upstream.ValidDigest(d.Digest) && isMediaType(d.MediaType) && 0 <= d.Size && d.Size <= maxManifest
 	})
-	return l, ok
+	return l, err
 }
 
 // Right implements manifestcache.Shared.
@@ -85,15 +85,15 @@ func (t *Tier) Right(ctx context.Context, repository string, d digest.Digest) (m
 		return "", validated, false
 	}
 	var r right
-	ok = t.readFact(ctx, rightKey(repository, d), &r, func() bool {
+	err := t.readFact(ctx, rightKey(repository, d), &r, func() bool {
 		return r.Repository == repository && r.Digest == d && isMediaType(r.MediaType)
 	})
-	return r.MediaType, r.Validated, ok
+	return r.MediaType, r.Validated, err == nil
 }
 
 // readFact reads a small object that has to be what sound says. What is not is not
 // there, and written anew.
-func (t *Tier) readFact(ctx context.Context, key string, fact any, sound func() bool) (ok bool) {
+func (t *Tier) readFact(ctx context.Context, key string, fact any, sound func() bool) error {
 	data, _, err := t.read(ctx, key, maxFact)
 	if err == nil && (json.Unmarshal(data, fact) != nil || !sound()) {
 		err = errDamaged
@@ -101,12 +101,13 @@ func (t *Tier) readFact(ctx context.Context, key string, fact any, sound func() 
 	return t.found(key, err)
 }
 
-// found reports whether err is none.
-func (t *Tier) found(key string, err error) bool {
+// found is err, which is store.ErrNotExist if what was found is damaged.
+func (t *Tier) found(key string, err error) error {
 	if errors.Is(err, errDamaged) || errors.Is(err, errTooLarge) {
 		t.log.Warn("an object in the shared store is damaged; it is replaced when upstream has answered", zap.String("key", key), zap.Error(err))
+		return store.ErrNotExist
 	}
-	return err == nil
+	return err
 }
 
 // Manifest implements manifestcache.Shared.
@@ -126,7 +127,7 @@ func (t *Tier) Manifest(ctx context.Context, repository string, d digest.Digest)
 	if err == nil {
 		mediaType, body, err = decodeManifest(data)
 	}
-	return mediaType, body, t.found(key, err)
+	return mediaType, body, t.found(key, err) == nil
 }
 
 // decodeManifest is the opposite of encodeManifest. Of the bytes it checks what
@@ -164,13 +165,13 @@ func isMediaType(s string) bool {
 }
 
 // Claim implements manifestcache.Shared.
-func (t *Tier) Claim(ctx context.Context, repository, reference string, known func(context.Context) bool) (done func()) {
+func (t *Tier) Claim(ctx context.Context, repository, reference string, asking []string, known func(context.Context) bool) (done func()) {
 	ctx, end, ok := t.within(ctx, repository)
 	defer end()
 	if !ok {
 		return func() {}
 	}
-	l, _ := t.claimOrWait(ctx, about(repository, reference), func(ctx context.Context) (bool, error) { return known(ctx), nil })
+	l, _ := t.claimOrWait(ctx, about(repository, reference), asking, func(ctx context.Context) (bool, error) { return known(ctx), nil })
 	if l == nil {
 		return func() {}
 	}
@@ -204,12 +205,7 @@ func (t *Tier) Said(a manifestcache.Answer) {
 	if reference == "" {
 		reference = a.Manifest.Digest.String()
 	}
-	if !t.answers.add(about(a.Repository, reference), func(ctx context.Context) error {
-		defer done()
-		return t.writeAnswer(ctx, a)
-	}) {
-		done()
-	}
+	t.answers.add(about(a.Repository, reference), item{func(ctx context.Context) error { return t.writeAnswer(ctx, a) }, done})
 }
 
 // isNew reports whether anything of an answer has to be written.
@@ -249,8 +245,12 @@ func (t *Tier) writeAnswer(ctx context.Context, a manifestcache.Answer) error {
 		return err
 	}
 	// It may have waited, and another node have heard of a move since.
-	if l, ok := t.readLink(ctx, a.Repository, a.Tag); ok && l.Validated.After(a.Validated) && !l.Validated.After(time.Now()) {
+	was, err := t.readLink(ctx, a.Repository, a.Tag)
+	switch {
+	case err == nil && was.Validated.After(a.Validated) && !was.Validated.After(time.Now()):
 		return nil
+	case err != nil && !errors.Is(err, store.ErrNotExist): // then it may be so
+		return err
 	}
 	desc := ocispec.Descriptor{MediaType: a.Manifest.MediaType, Digest: d, Size: a.Manifest.Size}
 	l := link{a.Repository + ":" + a.Tag, desc, a.Validated.UTC()}
@@ -306,8 +306,8 @@ func (t *Tier) Gone(repository, reference string) {
 	if d := digest.Digest(reference); upstream.ValidDigest(d) {
 		key = rightKey(repository, d)
 	}
-	t.answers.add(about(repository, reference), func(ctx context.Context) error {
+	t.answers.add(about(repository, reference), item{func(ctx context.Context) error {
 		t.stated.forget(key)
 		return t.remove(ctx, key)
-	})
+	}, func() {}})
 }

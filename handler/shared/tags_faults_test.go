@@ -260,6 +260,15 @@ func TestLateWriteDoesNotTakeATagBack(t *testing.T) {
 		b.want("1", second, miss)
 		late := manifestcache.Answer{Repository: alpine, Tag: "1", Validated: at.Add(time.Minute)}
 		late.Manifest.Digest, late.Manifest.MediaType = first.digest, first.mediaType
+		m.Fault = func(op storetest.Op, key string) error {
+			if op == storetest.Get && key == tagKey(alpine, "1") {
+				return errDown
+			}
+			return nil
+		}
+		a.tier.Said(late) // and can't see that there is a newer one
+		synctest.Wait()
+		m.Fault = nil
 		a.tier.Said(late)
 		synctest.Wait()
 		if desc, _, ok := a.tier.Tag(t.Context(), alpine, "1"); !ok || desc.Digest != second.digest {

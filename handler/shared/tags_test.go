@@ -1,6 +1,7 @@
 package shared
 
 import (
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -304,6 +305,49 @@ func TestColdHerdCostsUpstreamLittle(t *testing.T) {
 			pull(test.heads, test.gets)
 			time.Sleep(test.tagTTL) // all have it, and want to know whether it is current
 			pull(2*test.heads, test.gets)
+			for _, key := range m.Keys() {
+				if strings.HasPrefix(key, leasesPrefix) {
+					t.Errorf("%s is still there", key)
+				}
+			}
+		})
+	}
+}
+
+// What it has said takes the place of what it was about to write: the claim of that is
+// over all the same.
+func TestClaimEndsWithAnAnswerThatIsNotWritten(t *testing.T) {
+	for name, second := range map[string]func(l *larder, up *registry){
+		"the same again": func(l *larder, _ *registry) {
+			if _, err := l.Revalidate(l.t.Context(), alpine, "1", l.up); err != nil {
+				l.t.Error(err)
+			}
+		},
+		"a no": func(l *larder, up *registry) {
+			up.remove("1")
+			if _, err := l.Revalidate(l.t.Context(), alpine, "1", l.up); !errors.Is(err, errGone) {
+				l.t.Error(err)
+			}
+		},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			m, up := new(storetest.Model), newRegistry()
+			a := join(t, m, up, time.Minute, nil)
+			m.Latency = func(op storetest.Op) time.Duration {
+				if op == storetest.Put {
+					return time.Second
+				}
+				return 0
+			}
+			up.push(newImage("0"), "0")
+			up.push(newImage("1"), "1")
+			for _, tag := range []string{"0", "1"} { // the second waits for the first to be written
+				if _, err := a.pull(tag); err != nil {
+					t.Fatal(err)
+				}
+			}
+			second(a, up)
+			time.Sleep(10 * time.Second)
 			for _, key := range m.Keys() {
 				if strings.HasPrefix(key, leasesPrefix) {
 					t.Errorf("%s is still there", key)

@@ -7,6 +7,7 @@
 package shared
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"io"
@@ -37,7 +38,8 @@ type Config struct {
 	// large it is (-1: not known yet). It is not fetched for that.
 	Open func(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, int64, error)
 
-	Rate    int64 // bytes per second that are written; 0: no limit
+	Name    string // of this node, in leases; "": by chance
+	Rate    int64  // bytes per second that are written; 0: no limit
 	Logger  *zap.Logger
 	Observe func(op string, took time.Duration, result string) // nil: nobody counts
 }
@@ -81,7 +83,7 @@ func New(cfg Config) *Tier {
 		store:   cfg.Store,
 		cfg:     cfg,
 		log:     cfg.Logger,
-		holder:  rand.Text(),
+		holder:  cmp.Or(cfg.Name, rand.Text()),
 		sizes:   sizes{part: partSize, leased: leastLeased},
 		queue:   newQueue(),
 		answers: newQueue(),

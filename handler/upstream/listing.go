@@ -31,6 +31,7 @@ type Listing struct {
 	// What a parent has said of it: see Repository.Relayed.
 	Relayed string
 	Age     time.Duration
+	Stale   bool
 }
 
 // Tags gets a page of the tags; query has n and last.
@@ -95,7 +96,7 @@ func (r *Repository) list(ctx context.Context, op, things string, send func(ctx 
 	if err != nil {
 		return nil, err
 	}
-	l.Relayed, l.Age = r.Relayed()
+	l.Relayed, l.Age, l.Stale = r.Relayed()
 	return l, nil
 }
 

@@ -30,6 +30,9 @@ func hops(via []string) (names []string) {
 	return names
 }
 
+// Name is what this larder is called where others are.
+func (c *Client) Name() string { return c.hop }
+
 // Loops reports whether a request with these Via headers has been here before, and
 // would go round for ever: each larder puts its name into what it asks upstream.
 func (c *Client) Loops(via []string) bool {
@@ -49,6 +52,9 @@ func (r *Repository) Via(via []string) *Repository {
 	passed.hops = hops(via)
 	return &passed
 }
+
+// Asking are the larders that what is asked is for.
+func (r *Repository) Asking() []string { return r.hops }
 
 // Circular reports whether a larder that asks about the repository is itself being
 // asked about it. If either joined the other's question, they would wait for each

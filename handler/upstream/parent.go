@@ -109,6 +109,7 @@ type relay struct {
 	place  *place     // nil: it has answered none
 	status string     // the Cache-Status of the first; "": it has none
 	age    time.Duration
+	stale  bool
 }
 
 // note reads the first answer.
@@ -119,26 +120,30 @@ func (n *relay) note(p *place, header http.Header) {
 		return
 	}
 	n.place = p
-	if values := header["Cache-Status"]; cacheStatus(values) != nil {
+	values := header["Cache-Status"]
+	if list := cacheStatus(values); list != nil {
 		n.status = strings.Join(values, ", ")
+		ttl, _ := list[len(list)-1].(httpsfv.Item).Params.Get("ttl")
+		left, ok := ttl.(int64)
+		n.stale = ok && left < 0
 	}
-	// Seconds, RFC 9111. What larder answers with is that old only if the registry
-	// could not be asked.
+	// Seconds, RFC 9111. It is since the registry was asked, if it was not for this.
 	if age, err := strconv.ParseUint(header.Get("Age"), 10, 31); err == nil {
 		n.age = time.Duration(age) * time.Second
 	}
 }
 
 // Relayed is what the parent has said of the first answer it gave to a question of
-// this Repository: its Cache-Status, and how long ago the registry has said what the
-// answer says, if that could not be asked. It is "" and 0 if it has not answered.
-func (r *Repository) Relayed() (status string, age time.Duration) {
+// this Repository: its Cache-Status, how long ago the registry has said what the
+// answer says, if it was not asked, and whether that is because it could not be. It
+// is "", 0 and false if the parent has not answered.
+func (r *Repository) Relayed() (status string, age time.Duration, stale bool) {
 	if r.relay == nil {
-		return "", 0
+		return "", 0, false
 	}
 	r.relay.mu.Lock()
 	defer r.relay.mu.Unlock()
-	return r.relay.status, r.relay.age
+	return r.relay.status, r.relay.age, r.relay.stale
 }
 
 // Anew is the same repository, of which no question was asked yet: see Relayed.

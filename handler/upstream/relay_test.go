@@ -17,19 +17,21 @@ func TestRelayedIsWhatTheParentSays(t *testing.T) {
 		header http.Header
 		status string
 		age    time.Duration
+		stale  bool
 	}{
-		"none":           {http.Header{}, "", 0},
-		"hit":            {http.Header{"Cache-Status": {"larder; hit; detail=hit"}}, "larder; hit; detail=hit", 0},
-		"two lines":      {http.Header{"Cache-Status": {"a; hit", `"b c"; fwd=miss`}}, `a; hit, "b c"; fwd=miss`, 0},
-		"stale":          {http.Header{"Cache-Status": {"larder; fwd=stale; ttl=-90"}, "Age": {"90"}}, "larder; fwd=stale; ttl=-90", 90 * time.Second},
-		"odd age":        {http.Header{"Age": {"-90"}}, "", 0},
-		"large age":      {http.Header{"Age": {"99999999999999999999"}}, "", 0},
-		"no list":        {http.Header{"Cache-Status": {"larder; hit; <script>"}}, "", 0},
-		"inner list":     {http.Header{"Cache-Status": {"(larder)"}}, "", 0},
-		"number":         {http.Header{"Cache-Status": {"12; hit"}}, "", 0},
-		"too long":       {http.Header{"Cache-Status": {`larder; detail="` + strings.Repeat("x", 1024) + `"`}}, "", 0},
-		"too many":       {http.Header{"Cache-Status": {long}}, "", 0},
-		"as many as can": {http.Header{"Cache-Status": {strings.TrimPrefix(long, "larder; hit, ")}}, strings.TrimPrefix(long, "larder; hit, "), 0},
+		"none":           {http.Header{}, "", 0, false},
+		"hit":            {http.Header{"Cache-Status": {"larder; hit; detail=hit"}}, "larder; hit; detail=hit", 0, false},
+		"two lines":      {http.Header{"Cache-Status": {"a; hit", `"b c"; fwd=miss`}}, `a; hit, "b c"; fwd=miss`, 0, false},
+		"stale":          {http.Header{"Cache-Status": {"larder; fwd=stale; ttl=-90"}, "Age": {"90"}}, "larder; fwd=stale; ttl=-90", 90 * time.Second, true},
+		"kept":           {http.Header{"Cache-Status": {"larder; fwd=stale; ttl=-90, larder; hit"}, "Age": {"90"}}, "larder; fwd=stale; ttl=-90, larder; hit", 90 * time.Second, false},
+		"odd age":        {http.Header{"Age": {"-90"}}, "", 0, false},
+		"large age":      {http.Header{"Age": {"99999999999999999999"}}, "", 0, false},
+		"no list":        {http.Header{"Cache-Status": {"larder; hit; <script>"}}, "", 0, false},
+		"inner list":     {http.Header{"Cache-Status": {"(larder)"}}, "", 0, false},
+		"number":         {http.Header{"Cache-Status": {"12; hit"}}, "", 0, false},
+		"too long":       {http.Header{"Cache-Status": {`larder; detail="` + strings.Repeat("x", 1024) + `"`}}, "", 0, false},
+		"too many":       {http.Header{"Cache-Status": {long}}, "", 0, false},
+		"as many as can": {http.Header{"Cache-Status": {strings.TrimPrefix(long, "larder; hit, ")}}, strings.TrimPrefix(long, "larder; hit, "), 0, false},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -42,10 +44,10 @@ func TestRelayedIsWhatTheParentSays(t *testing.T) {
 				}
 				r := f.at(t, host)
 				ask(t, r, "head manifest")
-				if status, age := r.Relayed(); status != test.status || age != test.age {
-					t.Errorf("got %q, %v; want %q, %v", status, age, test.status, test.age)
+				if status, age, stale := r.Relayed(); status != test.status || age != test.age || stale != test.stale {
+					t.Errorf("got %q, %v, %v; want %q, %v, %v", status, age, stale, test.status, test.age, test.stale)
 				}
-				if status, age := r.Anew().Relayed(); status != "" || age != 0 {
+				if status, age, _ := r.Anew().Relayed(); status != "" || age != 0 {
 					t.Errorf("got %q, %v of what was not asked", status, age)
 				}
 			})
@@ -71,7 +73,7 @@ func TestRegistrysCacheStatusIsNotRelayed(t *testing.T) {
 		f.origin.Fault(upstreamtest.Match{}, addHeader("Cache-Status", "cdn; hit"), addHeader("Age", "90"))
 		r := f.at(t, host)
 		ask(t, r, "head manifest")
-		if status, age := r.Relayed(); status != "" || age != 0 {
+		if status, age, _ := r.Relayed(); status != "" || age != 0 {
 			t.Errorf("got %q, %v", status, age)
 		}
 	})
