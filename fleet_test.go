@@ -131,6 +131,10 @@ func TestSecondLarderPullsWhatTheFirstHasWithUpstreamStopped(t *testing.T) {
 			first.shared(t)
 			f.hub.Stop()
 			second := f.join(t)
+			second.next(t, appTag)
+			if res, err := http.Head("http://" + second.addr + f.blob()); err != nil || res.StatusCode != http.StatusOK || res.ContentLength != f.img.Layers[0].Size {
+				t.Errorf("HEAD of a blob: %v, %v", res, err)
+			}
 			second.pull(t, "by the second, with the registry stopped")
 			second.wantRightCache(t)
 			// What a warm disk has is asked of nobody.

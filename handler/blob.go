@@ -273,7 +273,15 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 		case err == nil && !cached:
 			size, outcome = upstreamSize, blobcache.Miss
 		case err == nil:
-		case !cached || !upstream.Unreachable(err) || !h.onceHad(ctx, repo, d, right):
+		case !upstream.Unreachable(err) || !h.onceHad(ctx, repo, d, right):
+			return err
+		case !cached && h.shared != nil:
+			var there bool
+			if size, there = h.shared.Size(ctx, repo.String(), d); !there {
+				return err
+			}
+			outcome = blobcache.Miss
+		case !cached:
 			return err
 		}
 	}
