@@ -40,12 +40,16 @@ func (p *program) greet(ctx context.Context) {
 	if p.cfg.parent != nil {
 		upstreams = append(upstreams, "by way of "+p.cfg.parent.String())
 	}
+	cache := p.cfg.CacheDir + ", " + p.filled(ctx)
+	if p.cfg.Shared != "" {
+		cache += "\n  shared       " + p.cfg.Shared
+	}
 	scheme := "http"
 	if p.cfg.TLSCert != "" {
 		scheme = "https"
 	}
-	fmt.Fprintf(p.stderr, "\n  larder %s\n\n  clients      %s://%s\n  status       %s\n  upstreams    %s\n  cache        %s, %s\n\n  %s\n\n",
-		version(), scheme, shortAddr(p.servers[0].listener.Addr()), adminAddr, strings.Join(upstreams, ", "), p.cfg.CacheDir, p.filled(ctx), next)
+	fmt.Fprintf(p.stderr, "\n  larder %s\n\n  clients      %s://%s\n  status       %s\n  upstreams    %s\n  cache        %s\n\n  %s\n\n",
+		version(), scheme, shortAddr(p.servers[0].listener.Addr()), adminAddr, strings.Join(upstreams, ", "), cache, next)
 }
 
 // located is a registry with its URLs, if these are not what its name says.

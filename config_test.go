@@ -214,6 +214,7 @@ var bad = map[string]struct {
 	"parent, upstream":      {[]string{"LARDER_UPSTREAMS=quay.io,larder.infra:5000", "LARDER_PARENT=http://larder.infra:5000"}, []string{"LARDER_PARENT", "LARDER_UPSTREAMS", "larder.infra:5000"}},
 	"parent, upstream's":    {[]string{"LARDER_UPSTREAMS=quay.io=http://larder.infra", "LARDER_PARENT=http://larder.infra"}, []string{"LARDER_PARENT", "LARDER_UPSTREAMS", "quay.io"}},
 	"shared":                {[]string{"LARDER_SHARED=hush"}, []string{"LARDER_SHARED", "s3://"}},
+	"shared, redirect":      {[]string{"LARDER_SHARED=file:///hush", "LARDER_REDIRECT=true"}, []string{"LARDER_REDIRECT", "directory"}},
 	"shared, password":      {[]string{"LARDER_SHARED=s3://key:hush@bucket"}, []string{"LARDER_SHARED"}},
 	"shared, query":         {[]string{"LARDER_SHARED=s3://bucket?region=eu&secret=hush"}, []string{"LARDER_SHARED"}},
 	"shared, relative":      {[]string{"LARDER_SHARED=file://hush"}, []string{"LARDER_SHARED"}},

@@ -188,6 +188,9 @@ func (c *config) checkShared() (problems []error) {
 	} else if err := s.Close(); err != nil {
 		bad("LARDER_SHARED: %w", err)
 	}
+	if c.Redirect && strings.HasPrefix(c.Shared, "file:") {
+		bad("LARDER_REDIRECT: a directory has no URLs that clients could be sent to")
+	}
 	if c.SharedTimeout <= 0 {
 		bad("LARDER_SHARED_TIMEOUT: %v is no time", c.SharedTimeout)
 	}

@@ -23,7 +23,12 @@ const deployDir = "docs/deploy/"
 // unknown fields does.
 func manifests(t *testing.T, file string) (objects []any) {
 	t.Helper()
-	for text := range bytes.SplitSeq([]byte(readFile(t, deployDir+file)), []byte("\n---\n")) {
+	return decode(t, file, readFile(t, deployDir+file))
+}
+
+func decode(t *testing.T, file, content string) (objects []any) {
+	t.Helper()
+	for text := range bytes.SplitSeq([]byte(content), []byte("\n---\n")) {
 		var kind struct{ APIVersion, Kind string }
 		if err := yaml.Unmarshal(text, &kind); err != nil {
 			t.Fatalf("%s: %v", file, err)
@@ -107,6 +112,28 @@ func TestDaemonSet(t *testing.T) {
 	}
 	if home := find[*corev1.Namespace](t, objects).Name; set.Namespace != home {
 		t.Errorf("namespaces %s and %s", set.Namespace, home)
+	}
+}
+
+// What is commented out is right when it is not.
+func TestDaemonSetOfAFleet(t *testing.T) {
+	t.Parallel()
+	content := regexp.MustCompile(`(?m)^( +)# (- \{name: LARDER_.*)$`).ReplaceAllString(readFile(t, deployDir+"daemonset.yaml"), "$1$2")
+	set := find[*appsv1.DaemonSet](t, decode(t, "daemonset.yaml", content))
+	environ := []string{"LARDER_CACHE_DIR=/var/cache/larder"}
+	for _, e := range set.Spec.Template.Spec.Containers[0].Env {
+		value := e.Value
+		if e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil {
+			value = e.ValueFrom.SecretKeyRef.Key
+		}
+		environ = append(environ, e.Name+"="+value)
+	}
+	cfg, err := readConfig(environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Shared == "" || cfg.SharedAccessKey != "access" || cfg.SharedSecretKey != "secret" || cfg.parent == nil {
+		t.Errorf("store %q with keys %q and %q, parent %v", cfg.Shared, cfg.SharedAccessKey, cfg.SharedSecretKey, cfg.parent)
 	}
 }
 

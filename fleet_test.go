@@ -191,6 +191,8 @@ func TestKilledLeaseHolderIsSucceeded(t *testing.T) {
 			t.Parallel()
 			const size = 40_000_000
 			f := newFleet(t, store, size)
+			f.client.Timeout = 3 * patience
+			f.environ = append(f.environ, "LARDER_SHARED_TIMEOUT=20s") // a busy machine makes the store slow
 			f.hub.Fault(upstreamtest.Match{Path: "/blobs/" + f.img.Layers[0].Digest.String()}, upstreamtest.Rate(8_000_000))
 			holder := execLarder(t, nil, f.world.environ(f.environ...)...)
 			holder.waitUntilUp(t)

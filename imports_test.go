@@ -11,8 +11,8 @@ import (
 var layers = map[string]int{
 	"larder/handler/errcode": 0, "larder/blobcache/durable": 0, "larder/blobcache/memory": 0, "larder/blobcache/compact": 0, "larder/ttl": 0, "larder/auth": 0, "larder/auth/token": 0, "larder/auth/watched": 0,
 	"larder/auth/htpasswd": 1, "larder/handler/upstream": 1, "larder/blobcache": 1, "larder/handler/shared/store": 1, "larder/manifestcache": 1,
-	"larder/handler/shared/storetest": 2, "larder/handler/admin/doctor": 2, "larder/handler/admin/setup": 2, "larder/handler/middleware": 2, "larder/handler/upstream/upstreamtest": 2, "larder/handler/warm": 2, "larder/handler/shared": 2,
-	"larder/handler": 3, "larder/handler/admin/history": 3, "larder/handler/admin/pages": 4, "larder/handler/admin": 5,
+	"larder/handler/shared/storetest": 2, "larder/handler/admin/setup": 2, "larder/handler/middleware": 2, "larder/handler/upstream/upstreamtest": 2, "larder/handler/warm": 2, "larder/handler/shared": 2,
+	"larder/handler": 3, "larder/handler/admin/doctor": 3, "larder/handler/admin/history": 3, "larder/handler/admin/pages": 4, "larder/handler/admin": 5,
 	"larder": 6,
 }
 

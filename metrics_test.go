@@ -34,7 +34,7 @@ func scrapeEverything(t *testing.T) scraped {
 	w := prepareWorld(t, usual, small)
 	limits := []upstreamtest.Fault{upstreamtest.SetHeader("ratelimit-limit", "100;w=21600"), upstreamtest.SetHeader("ratelimit-remaining", "76;w=21600")}
 	w.hub.Fault(upstreamtest.Match{Path: "/manifests/"}, limits...)
-	w.larder = startLarder(t, nil, w.environ("LARDER_ADMIN_ADDR="+admin, "LARDER_PREFETCH=manifest")...)
+	w.larder = startLarder(t, nil, w.environ("LARDER_ADMIN_ADDR="+admin, "LARDER_PREFETCH=manifest", "LARDER_SHARED=file://"+t.TempDir())...)
 	for range 2 {
 		for _, path := range w.everything() {
 			w.get(t, path)
@@ -302,7 +302,7 @@ func checkDashboard(t *testing.T, s scraped) {
 			wantPlaceholders(t, p.Title, target.LegendFormat, regexp.MustCompile(`\{\{(\w+)\}\}`), result)
 		}
 	}
-	if want := []string{"Pulls", "Upstreams", "Cache", "Warm, prefetch, pins", "Process"}; !slices.Equal(rows, want) {
+	if want := []string{"Pulls", "Upstreams", "Cache", "Warm, prefetch, pins", "Fleet", "Process"}; !slices.Equal(rows, want) {
 		t.Errorf("rows are %v, want %v", rows, want)
 	}
 }

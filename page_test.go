@@ -68,6 +68,27 @@ func TestStatusPageShowsAFill(t *testing.T) {
 	b.until(t, `document.getElementById("slowest").innerText.includes("docker.io/`+appName+`")`)
 }
 
+// TestStatusPageShowsTheStore has the fleet's store go away under a page.
+func TestStatusPageShowsTheStore(t *testing.T) {
+	t.Parallel()
+	b := newBrowser(t)
+	f := newFleet(t, "s3", usual)
+	c := f.join(t)
+	b.open(t, "http://"+c.admin+"/")
+	b.until(t, `document.getElementById("live").textContent === "Live."`)
+	const says = `document.getElementById("shared").innerText.includes(%q)`
+	b.until(t, fmt.Sprintf(says, "in use"))
+	c.pull(t, "by the only larder")
+	c.shared(t)
+	b.until(t, `/Written there, so far\s+[1-9]/.test(document.getElementById("shared").innerText)`)
+	f.gateway.Stop()
+	for i := range 5 {
+		c.want(t, fmt.Sprintf("%smanifests/sha256:%064d", appPath, i), http.StatusNotFound, nil)
+	}
+	b.until(t, fmt.Sprintf(says, "not read for a while"))
+	b.until(t, fmt.Sprintf(says, "connection refused"))
+}
+
 // TestStatusPageWithoutScripts is what curl and text browsers get.
 func TestStatusPageWithoutScripts(t *testing.T) {
 	t.Parallel()

@@ -364,7 +364,7 @@ func TestDoctorLooksAtTheParent(t *testing.T) {
 		t.Errorf("the metrics, %d, do not have %s", resp.StatusCode, want)
 	}
 	s.parent.stop(t)
-	if _, text := l.askDoctor(t, ""); !strings.Contains(text, "warning  parent: http://"+s.parent.addr) || strings.Contains(text, "failed ") {
+	if _, text := l.askDoctor(t, ""); !strings.Contains(text, "warning  parent: http://"+s.parent.addr) || !strings.Contains(text, "the larder in LARDER_PARENT runs") || strings.Contains(text, "failed ") {
 		t.Errorf("it does not warn of the parent alone:\n%s", text)
 	}
 	_, page := (&larder{addr: l.admin(t)}).get(t, "/")

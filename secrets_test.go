@@ -97,6 +97,8 @@ func newHaunted(t *testing.T, inFile bool) *haunted {
 	hubPass, ghcrPass := h.secrets.plant("default upstream's password"), h.secrets.plant("password in Docker's configuration")
 	h.hub.RequireBearer("larder", hubPass, 0)
 	h.ghcr.RequireBasic("larder", ghcrPass)
+	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { echo(w, r, http.StatusForbidden) }))
+	t.Cleanup(store.Close)
 	home := t.TempDir()
 	basic := base64.StdEncoding.EncodeToString([]byte("larder:" + ghcrPass))
 	writeFile(t, filepath.Join(home, "config.json"), fmt.Sprintf(`{"auths": {"ghcr.io": {"auth": %q}}}`, basic))
@@ -106,7 +108,8 @@ func newHaunted(t *testing.T, inFile bool) *haunted {
 		"LARDER_HTPASSWD=" + passwordFile(t, h.user, h.pass), "LARDER_ADMIN_HTPASSWD=" + passwordFile(t, h.user, h.pass),
 		"HTTP_PROXY=http://proxy:" + h.secrets.plant("proxy's password") + "@" + freeAddr(t),
 		"HTTPS_PROXY=http://proxy:" + h.secrets.plant("wrong proxy's password") + "@%zz",
-		"LARDER_USERNAME=larder",
+		"LARDER_USERNAME=larder", "LARDER_SHARED=s3://bucket?endpoint=" + url.QueryEscape(store.URL),
+		"LARDER_SHARED_ACCESS_KEY=larder", "LARDER_SHARED_SECRET_KEY=" + h.secrets.plant("key of the store"),
 	}
 	if inFile {
 		environ = append(environ, "LARDER_PASSWORD_FILE="+writeFile(t, filepath.Join(home, "password"), hubPass+"\n"))

@@ -286,7 +286,7 @@ func (p *program) serve(ctx context.Context) error {
 		p.log.Info("larder started", zap.String("version", version()), zap.Stringer("addr", p.servers[0].listener.Addr()),
 			zap.String("admin", adminAddr), zap.Bool("tls", p.cfg.TLSCert != ""), zap.Bool("client certificates", p.cfg.ClientCA != ""),
 			zap.Bool("password", p.cfg.Htpasswd != ""),
-			zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList), zap.String("parent", p.cfg.ParentURL))
+			zap.String("cache", p.cfg.CacheDir), zap.String("upstreams", p.cfg.UpstreamList), zap.String("parent", p.cfg.ParentURL), zap.String("shared", p.cfg.Shared))
 	}
 	p.tellSystemd(daemon.SdNotifyReady, "STATUS=answering on "+p.servers[0].listener.Addr().String())
 	<-ctx.Done()

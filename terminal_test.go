@@ -44,14 +44,14 @@ func onTerminal(t *testing.T, width uint16, environ []string, args ...string) (o
 
 func TestGreetingOnATerminal(t *testing.T) {
 	t.Parallel()
-	l := newLarder(t, nil, []string{"LARDER_ADMIN_ADDR=" + freeAddr(t), "LARDER_UPSTREAMS=docker.io,ghcr.io=http://127.0.0.1:1", "LARDER_MAX_SIZE=3GiB"})
+	l := newLarder(t, nil, []string{"LARDER_ADMIN_ADDR=" + freeAddr(t), "LARDER_UPSTREAMS=docker.io,ghcr.io=http://127.0.0.1:1", "LARDER_MAX_SIZE=3GiB", "LARDER_SHARED=file:///mnt/larder"})
 	output, _ := onTerminal(t, 80, l.environ)
 	eventually(t, "the greeting", func() bool { return strings.Contains(output.String(), "larder doctor") })
 	_, port, _ := strings.Cut(l.addr, ":")
 	_, adminPort, _ := strings.Cut(l.admin(t), ":")
 	for _, want := range []string{
 		"clients      http://localhost:" + port, "status       http://localhost:" + adminPort + "/",
-		"upstreams    docker.io, ghcr.io (http://127.0.0.1:1)", "cache        " + l.cache + ", 0B of 3GiB",
+		"upstreams    docker.io, ghcr.io (http://127.0.0.1:1)", "cache        " + l.cache + ", 0B of 3GiB", "shared       file:///mnt/larder",
 		"curl -fsS localhost:" + adminPort + "/setup/containerd.sh | sudo sh", "http://localhost:" + adminPort + "/setup",
 	} {
 		if !strings.Contains(output.String(), want) {

@@ -28,6 +28,8 @@ type reason struct {
 		Digest digest.Digest
 	}
 	Fetch *struct{ Blobs, Bytes int64 }
+
+	Shared *struct{ Store, State, Cause string }
 }
 
 // wantWhy checks what is foretold for a reference, and that nobody is asked for
@@ -173,5 +175,41 @@ func TestWhySaysWhetherThereAreCredentialsAndNotWhich(t *testing.T) {
 				t.Errorf("%s: %s has credentials", path, body)
 			}
 		}
+	}
+}
+
+// The fleet's store is asked before the registry, and may know what it can't say.
+func TestWhyOfAFleet(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "file", small)
+	first := f.join(t)
+	first.pull(t, "by the first")
+	first.shared(t)
+	second := f.join(t, "LARDER_TAG_TTL=1ms")
+	const unless = ", unless the shared store "
+	r := second.wantWhy(t, "docker.io/"+appName+":1", "miss", "fetched from docker.io"+unless+"has it")
+	if r.Shared == nil || !strings.HasPrefix(r.Shared.Store, "file://") || r.Shared.State != "asked" {
+		t.Errorf("the store is %+v", r.Shared)
+	}
+	second.wantWhy(t, "docker.io/"+appName+"@"+f.img.Layers[0].Digest.String(), "miss", unless+"has it")
+	second.pull(t, "by the second")
+	second.wantWhy(t, "docker.io/"+appName+":1", "revalidated", unless+"says what another larder has heard since")
+	first.wantWhy(t, "docker.io/"+appName+":1", "revalidated", " ago; the manifest")
+
+	alone := f.join(t, "LARDER_SHARED_ONLY=docker.io/elsewhere/**")
+	if r := alone.wantWhy(t, "docker.io/"+appName+":1", "miss"); r.Shared != nil || strings.Contains(r.Verdict, unless) {
+		t.Errorf("what is not shared: %+v, %s", r.Shared, r.Verdict)
+	}
+	lost := f.join(t, "LARDER_SHARED=file://"+f.dir+"/not-there")
+	eventually(t, "the store to be left alone", func() bool {
+		lost.ask(appPath+"manifests/none", "")
+		return lost.metric(t, "larder_shared_breaker_open", "read") == 1
+	})
+	if r := lost.wantWhy(t, "docker.io/"+appName+":2", "miss"); r.Shared.State != "left alone" || !strings.Contains(r.Shared.Cause, "not-there") || strings.Contains(r.Verdict, unless) {
+		t.Errorf("a store that is not there: %+v, %s", r.Shared, r.Verdict)
+	}
+	_, page := (&larder{addr: lost.admin}).get(t, "/")
+	if !strings.Contains(string(page), "not-there: no such file") {
+		t.Errorf("the status page does not say why the store is left alone:\n%s", page)
 	}
 }

@@ -241,14 +241,24 @@ func (c *Cache) run(f *fill) {
 	f.fetchers.Wait()
 
 	kept := c.settle(f, err)
+	end := err
+	if err == nil && kept == nil {
+		end = ErrUnkept
+	}
+	if end != nil {
+		f.source.end(end) // before anybody begins anew
+	}
 	if c.over(f, kept, err) {
 		c.bury(f)
 	}
-	if err == nil && kept == nil {
-		err = ErrUnkept
+	if end == nil {
+		f.source.end(nil) // when the blob can be opened
 	}
-	if f.source.Ended != nil {
-		f.source.Ended(err)
+}
+
+func (s Source) end(err error) {
+	if s.Ended != nil {
+		s.Ended(err)
 	}
 }
 

@@ -69,6 +69,44 @@ func TestSourceIsToldOnceHowItsFillEnded(t *testing.T) {
 	}
 }
 
+// Who asks again for what has just failed must not be given the same once more.
+func TestSourceIsToldOfAFailureBeforeTheBlobIsFetchedAnew(t *testing.T) {
+	for _, size := range []int{10 << 10, 300 << 10} {
+		synctest.Test(t, func(t *testing.T) {
+			c := openCache(t, t.TempDir(), blobcache.Config{})
+			right := newSource(size)
+			wrong := newSource(size)
+			wrong.data = bytes.Repeat([]byte("x"), size)
+			hear := make(chan struct{})
+			src := blobcache.Source{Fetch: wrong.fetch, Ended: func(error) { <-hear }}
+			b, err := c.GetRange(t.Context(), right.digest, 0, -1, src)
+			if err == nil {
+				_, err = io.Copy(io.Discard, b.Content)
+				b.Content.Close()
+			}
+			if !errors.Is(err, blobcache.ErrDigest) {
+				t.Fatalf("got %v, want %v", err, blobcache.ErrDigest)
+			}
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				b, err := c.Get(t.Context(), right.digest, right.fetch)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				wantBlob(t, b, right.data, blobcache.Miss)
+			}()
+			synctest.Wait()
+			if n := len(right.offsets()); n > 0 {
+				t.Errorf("%d fetches before the source of the failed one was told", n)
+			}
+			close(hear)
+			<-done
+		})
+	}
+}
+
 var errAny = errors.New("any error")
 
 func TestFollowerReadsWhatOthersFetchAndFetchesNothing(t *testing.T) {

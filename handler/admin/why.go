@@ -33,14 +33,16 @@ type why struct {
 	Digest     digest.Digest `json:"digest,omitempty"` // that was given, or that the tag last pointed at
 	DeniedBy   string        `json:"deniedBy,omitempty"`
 
-	Asked []way      `json:"upstream,omitempty"` // where, in this order, if somebody is
-	Known *knowledge `json:"known,omitempty"`
-	Image *image     `json:"image,omitempty"`
-	Blob  *object    `json:"blob,omitempty"` // if that is what the digest is of
-	Fetch *fetched   `json:"fetch,omitempty"`
+	Asked  []way      `json:"upstream,omitempty"` // where, in this order, if somebody is
+	Shared *tierWay   `json:"shared,omitempty"`   // the fleet's store, if the repository is shared
+	Known  *knowledge `json:"known,omitempty"`
+	Image  *image     `json:"image,omitempty"`
+	Blob   *object    `json:"blob,omitempty"` // if that is what the digest is of
+	Fetch  *fetched   `json:"fetch,omitempty"`
 
 	outlooks  []upstream.Outlook
 	elsewhere bool // another repository has the manifest
+	tags      bool // what the fleet's store says of a tag spares the question
 }
 
 // knowledge is what the registry has said.
@@ -66,6 +68,13 @@ type way struct {
 	Cause       string `json:"cause,omitempty"`
 
 	RateLimit *rateLimit `json:"rateLimit,omitempty"`
+}
+
+// tierWay is the fleet's store, which is asked before the registry.
+type tierWay struct {
+	Store string `json:"store"`
+	State string `json:"state"` // asked, or left alone
+	Cause string `json:"cause,omitempty"`
 }
 
 type rateLimit struct {
@@ -115,6 +124,7 @@ func (c *Control) decide(ctx context.Context, a *why, t target) {
 	for _, o := range a.outlooks {
 		a.Asked = append(a.Asked, wayOf(o))
 	}
+	c.tier(a)
 	if t.digest != "" {
 		a.Tag = "" // clients ask for the digest
 	}
@@ -167,20 +177,51 @@ func (a *why) judge(fresh bool, spare error) {
 		a.Verdict = fmt.Sprintf("200 from the cache, as it was %s ago: %s is left alone for %s", a.Known.Age, host, alone)
 	case here && a.Tag != "":
 		a.Outcome = "revalidated"
-		a.Verdict = fmt.Sprintf("%s is asked (HEAD) what the tag points at, which it last said %s ago; the manifest for that is here", host, a.Known.Age)
+		a.Verdict = fmt.Sprintf("%s is asked (HEAD) what the tag points at, which it last said %s ago%s; the manifest for that is here", host, a.Known.Age, a.unlessTag())
 	case here:
 		a.Outcome = "revalidated"
-		a.Verdict = fmt.Sprintf("%s is asked (HEAD) whether it still has this, which it last said %s ago", host, a.Known.Age)
+		a.Verdict = fmt.Sprintf("%s is asked (HEAD) whether it still has this, which it last said %s ago%s", host, a.Known.Age, a.unless())
 	case alone == "" && a.elsewhere:
 		a.Outcome = "revalidated"
-		a.Verdict = fmt.Sprintf("%s is asked (HEAD) whether %s has this, which is here from another repository", host, a.Repository)
+		a.Verdict = fmt.Sprintf("%s is asked (HEAD) whether %s has this, which is here from another repository%s", host, a.Repository, a.unless())
 	case alone != "":
 		a.Outcome = "refused"
-		a.Verdict = fmt.Sprintf("an error: it is not in the cache for %s, and %s is left alone for %s", a.Repository, host, alone)
+		a.Verdict = fmt.Sprintf("an error: it is not in the cache for %s, and %s is left alone for %s%s", a.Repository, host, alone, a.unless())
 	default:
 		a.Outcome = "miss"
-		a.Verdict = fmt.Sprintf("the manifest is fetched from %s", host)
+		a.Verdict = fmt.Sprintf("the manifest is fetched from %s%s", host, a.unless())
 	}
+}
+
+// tier finds out whether the fleet's store is asked.
+func (c *Control) tier(a *why) {
+	if c.Shared == nil {
+		return
+	}
+	o, ok := c.Shared.Outlook(a.Repository)
+	if !ok {
+		return
+	}
+	a.Shared, a.tags = &tierWay{Store: o.Store, State: "asked"}, o.Tags
+	if o.Out != nil {
+		a.Shared.State, a.Shared.Cause = "left alone", o.Out.Error()
+	}
+}
+
+// unless is what spares the registry a question, or the client an error.
+func (a *why) unless() string {
+	if a.Shared == nil || a.Shared.State != "asked" {
+		return ""
+	}
+	return ", unless the shared store has it"
+}
+
+// unlessTag is that for a tag that is known.
+func (a *why) unlessTag() string {
+	if !a.tags || a.unless() == "" {
+		return ""
+	}
+	return ", unless the shared store says what another larder has heard since"
 }
 
 // contents says what of the image is here.
@@ -208,11 +249,11 @@ func (a *why) judgeBlob(right manifestcache.Right) {
 	case right == manifestcache.Unrenewed && a.Blob.Complete && alone != "":
 		a.Outcome, a.Verdict = "hit", fmt.Sprintf("a blob: 200 from the cache, as %s is left alone for %s", host, alone)
 	case alone != "":
-		a.Outcome, a.Verdict = "refused", fmt.Sprintf("a blob: an error, as it would have to be asked for, and %s is left alone for %s", host, alone)
+		a.Outcome, a.Verdict = "refused", fmt.Sprintf("a blob: an error, as it would have to be asked for, and %s is left alone for %s%s", host, alone, a.unless())
 	case a.Blob.Complete:
 		a.Outcome, a.Verdict = "hit", fmt.Sprintf("a blob: %s is asked (HEAD) whether %s has it, and then it is given from the cache", host, a.Repository)
 	default:
-		a.Outcome, a.Verdict = "miss", fmt.Sprintf("a blob: fetched from %s, but for the %d bytes that are here", host, a.Blob.Size)
+		a.Outcome, a.Verdict = "miss", fmt.Sprintf("a blob: fetched from %s, but for the %d bytes that are here%s", host, a.Blob.Size, a.unless())
 	}
 }
 

@@ -66,6 +66,7 @@ type fill struct {
 	looking  bool          // somebody does
 	looked   chan struct{} // closed and replaced when he has
 	progress progress      // of who is followed
+	busy     time.Time     // since when the store has only said that it has too much to do
 }
 
 // Blob is where a blob comes from that the local cache does not have, for one fill: from
@@ -146,6 +147,9 @@ func (f *fill) find(ctx context.Context, offset, end int64) *source {
 		return nil
 	}
 	src, err := f.openObject(ctx, offset, end)
+	for isBusy(err) && f.later(ctx) {
+		src, err = f.openObject(ctx, offset, end)
+	}
 	switch {
 	case err == nil:
 		f.tier.count.hits.Add(1)

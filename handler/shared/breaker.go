@@ -31,6 +31,7 @@ type breaker struct {
 	until    time.Time     // nobody is let through
 	probing  bool
 	trips    int64
+	cause    error // of the last failure
 }
 
 // begin lets a request through, or not. One that was let through must come to an end:
@@ -60,14 +61,14 @@ func (b *breaker) succeed() (closed bool) {
 // fail notes that a request, put at began, had no answer. It is not believed if there
 // was an answer since; failures that overlap are one. It reports whether nobody is
 // let through from now on.
-func (b *breaker) fail(began time.Time, slow bool) (opened bool) {
+func (b *breaker) fail(began time.Time, slow bool, err error) (opened bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.answered.After(began) || b.failed.After(began) && !b.probing {
 		return false
 	}
 	b.failures++
-	b.failed, b.probing = time.Now(), false
+	b.failed, b.probing, b.cause = time.Now(), false, err
 	switch {
 	case b.rest > 0 && slow:
 		b.rest = min(2*b.rest, maxRest)
@@ -105,4 +106,14 @@ func (b *breaker) stats() (open bool, trips int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.rest > 0, b.trips
+}
+
+// why is why nobody is let through, or nil.
+func (b *breaker) why() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rest == 0 {
+		return nil
+	}
+	return b.cause
 }

@@ -28,8 +28,11 @@ func (p *progress) note(r record) {
 	if p.began.IsZero() {
 		p.began, p.moved = now, now
 	}
-	if p.looks++; r.Parts > p.parts || r.Have > p.have {
-		p.moved, p.looks = now, 0
+	if r.Parts > p.parts || r.Have > p.have {
+		p.moved = now
+	}
+	if p.looks++; r.Parts > p.parts { // of bytes that are not there yet it is enough to hear now and then
+		p.looks = 0
 	}
 	p.parts, p.have = r.Parts, r.Have
 }
@@ -40,7 +43,7 @@ func (f *fill) within(ctx context.Context, began time.Time, do func(ctx context.
 	ctx, cancel := context.WithTimeoutCause(ctx, f.left(), errSlow)
 	defer cancel()
 	err := do(ctx)
-	if err != nil {
+	if err != nil && !isBusy(err) {
 		f.spend(began, 0)
 	}
 	return err
@@ -62,7 +65,7 @@ func (f *fill) await(ctx context.Context) error {
 		}
 	}
 	began := time.Now()
-	err := pause(ctx, looks)
+	err := f.tier.pause(ctx, looks)
 	if err == nil {
 		_ = f.within(ctx, began, f.look) // it has drawn its conclusions
 	}
@@ -76,12 +79,17 @@ func (f *fill) await(ctx context.Context) error {
 
 // look looks what has become of the lease.
 func (f *fill) look(ctx context.Context) error {
-	err := f.watch.look(ctx)
+	found, err := false, f.watch.look(ctx)
+	if err == nil && !f.watch.there { // who had it has brought the blob, or has gone
+		found, err = f.isThere(ctx)
+	}
 	switch {
-	case errors.Is(err, errOut), errors.Is(err, errVersion), f.left() <= 0:
+	case isBusy(err):
+		f.follow()
+	case errors.Is(err, errOut), errors.Is(err, ErrVersion), f.left() <= 0:
 		f.setWay(direct)
 	case err != nil: // once is nothing
-	case !f.watch.there && f.isThere(ctx): // who had it has brought the blob
+	case found:
 	case f.watch.isFree():
 		return f.lease(ctx)
 	default:
@@ -93,14 +101,19 @@ func (f *fill) look(ctx context.Context) error {
 // lease takes the lease, if it is free, or follows who has it.
 func (f *fill) lease(ctx context.Context) error {
 	l, err := f.watch.claim(ctx)
+	found := false
+	if err == nil { // whoever had it until now may have brought the blob
+		if found, err = f.isThere(ctx); found || err != nil {
+			l.release()
+		}
+	}
 	switch {
-	case errors.Is(err, errHeld):
+	case errors.Is(err, errHeld), isBusy(err):
 		f.follow()
 	case err != nil:
 		f.setWay(direct)
 		return err
-	case f.isThere(ctx): // whoever had the lease until now has brought it
-		l.release()
+	case found:
 	default:
 		f.hold(l)
 	}
@@ -108,15 +121,19 @@ func (f *fill) lease(ctx context.Context) error {
 }
 
 // isThere looks whether the blob is in the tier as a whole by now, and takes it then.
-func (f *fill) isThere(ctx context.Context) bool {
+// The error is that the store can't say for now; if it can't at all, it is not there.
+func (f *fill) isThere(ctx context.Context) (found bool, err error) {
 	info, err := f.tier.head(ctx, blobKey(f.digest))
+	if isBusy(err) {
+		return false, err
+	}
 	if err != nil || !f.isGood(info) {
-		return false
+		return false, nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.size = info.Size
-	return f.take(stored)
+	return f.take(stored), nil
 }
 
 // hold has this node fetch the blob for all.
@@ -182,16 +199,41 @@ func (f *fill) goesOn(r record) bool {
 
 // partGone decides what it means that a part could not be opened. That it is not there
 // is to be expected: parts go when the blob is complete.
-func (f *fill) partGone(ctx context.Context, err error) error {
+func (f *fill) partGone(ctx context.Context, err error) {
 	found := false
 	if errors.Is(err, store.ErrNotExist) {
-		_ = f.within(ctx, time.Now(), func(ctx context.Context) error {
-			found = f.isThere(ctx)
-			return nil
+		busy := f.within(ctx, time.Now(), func(ctx context.Context) (err error) {
+			found, err = f.isThere(ctx)
+			return err
 		})
+		if busy != nil {
+			err = busy
+		}
 	}
-	if err != nil && !found {
+	if !found {
+		f.orElse(ctx, err)
+	}
+}
+
+// orElse has the fill go on from upstream if the store could not do something, or wait
+// if it can't for now.
+func (f *fill) orElse(ctx context.Context, err error) {
+	if err != nil && !(isBusy(err) && f.later(ctx)) {
 		f.setWay(direct)
 	}
-	return nil
+}
+
+// later reports whether to ask a store again that has too much to do: for as long as
+// another node is waited for.
+func (f *fill) later(ctx context.Context) (again bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.busy.IsZero() {
+		f.busy = time.Now()
+	}
+	patience := f.tier.cfg.Wait
+	if !f.used {
+		patience = min(patience, firstByte)
+	}
+	return time.Since(f.busy) < patience && ctx.Err() == nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -159,7 +158,7 @@ func (t *Tier) claimOrWait(ctx context.Context, what string, look func(ctx conte
 	w := newWatch(t, what)
 	for n := 0; ; n++ {
 		l, err := w.claim(ctx)
-		if err != nil && !errors.Is(err, errHeld) {
+		if err != nil && !errors.Is(err, errHeld) && !isBusy(err) {
 			return nil, false
 		}
 		// Whoever had the lease until now may have brought it.
@@ -172,21 +171,12 @@ func (t *Tier) claimOrWait(ctx context.Context, what string, look func(ctx conte
 		if l != nil {
 			return l, false
 		}
-		if pause(ctx, n) != nil || w.look(ctx) != nil {
+		if t.pause(ctx, n) != nil {
 			return nil, false
 		}
-	}
-}
-
-// pause waits before looking again for the n-th time, so that many who began at the
-// same moment don't go on so.
-func pause(ctx context.Context, n int) error {
-	d := min(shortPause<<min(n, 10), longPause)
-	select {
-	case <-time.After(d/2 + rand.N(d/2)):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+		if err := w.look(ctx); err != nil && !isBusy(err) {
+			return nil, false
+		}
 	}
 }
 

@@ -86,7 +86,7 @@ func TestPruneStopsAtAnErrorAndSaysWhatItHasDone(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "denied") || pruned["blobs"].Objects != 2 {
 			t.Errorf("%v, %v", pruned, err)
 		}
-		if tier.Stats().ReadsOut {
+		if tier.Stats().ReadsOut != nil {
 			t.Error("one failure to remove something is none to read")
 		}
 	})

@@ -83,10 +83,13 @@ func (t *Tier) breakerOf(op string) *breaker {
 func (t *Tier) judge(ctx context.Context, op string, began time.Time, err error) {
 	took, b, result := time.Since(began), t.breakerOf(op), resultOf(ctx, err)
 	t.count.request(op, result)
+	t.throttle.note(result == "busy")
 	if t.cfg.Observe != nil {
 		t.cfg.Observe(op, took, result)
 	}
 	switch {
+	case result == "busy": // it answers, and there is nothing to find out by asking less
+		b.cancel()
 	case result == "canceled", result == "slow" && took < t.cfg.Timeout/2: // who had little time left says little about the store
 		b.cancel()
 	case result == "slow", result == "failed":
@@ -111,6 +114,8 @@ func resultOf(ctx context.Context, err error) string {
 		return "unsupported"
 	case errors.Is(err, store.ErrRange):
 		return "range"
+	case isBusy(err):
+		return "busy"
 	case context.Cause(ctx) == errSlow:
 		return "slow"
 	case ctx.Err() != nil:
@@ -124,12 +129,12 @@ func resultOf(ctx context.Context, err error) string {
 // when that is the beginning of an outage.
 func (t *Tier) failed(op string, began time.Time, slow bool, err error) {
 	b := t.breakerOf(op)
-	if !b.fail(began, slow) {
+	if !b.fail(began, slow, err) {
 		return
 	}
 	if b == &t.reads {
 		t.version.checkAgain() // it may come back as another one
-		t.log.Warn("the shared store does not answer; going on without", zap.Stringer("store", t.store), zap.String("op", op), zap.Error(err))
+		t.log.Warn("the shared store can't be read; going on without", zap.Stringer("store", t.store), zap.String("op", op), zap.Error(err))
 		return
 	}
 	t.log.Warn("the shared store takes nothing; what is new is not shared", zap.Stringer("store", t.store), zap.String("op", op), zap.Error(err))

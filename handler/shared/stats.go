@@ -10,8 +10,8 @@ import (
 // Stats is what a tier has done since it was made.
 type Stats struct {
 	Store        string // where it is, without secrets
-	ReadsOut     bool   // nothing is read from it for now
-	WritesOut    bool   // nothing is written
+	ReadsOut     error  // why nothing is read from it for now; nil: it is
+	WritesOut    error  // why nothing is written
 	WrongVersion bool   // it is left alone for good
 	Outages      int64
 	Requests     []Requests
@@ -64,12 +64,12 @@ func (c *counters) all() []Requests {
 
 // Stats says what the tier has done.
 func (t *Tier) Stats() Stats {
-	reads, outages := t.reads.stats()
-	writes, more := t.writes.stats()
+	_, outages := t.reads.stats()
+	_, more := t.writes.stats()
 	return Stats{
 		Store:        t.store.String(),
-		ReadsOut:     reads,
-		WritesOut:    writes,
+		ReadsOut:     t.reads.why(),
+		WritesOut:    t.writes.why(),
 		WrongVersion: t.version.isWrong(),
 		Outages:      outages + more,
 		Requests:     t.count.all(),
@@ -84,4 +84,24 @@ func (t *Tier) Stats() Stats {
 		TakenOver:    t.count.takenOver.Load(),
 		Distrusted:   t.count.distrusted.Load(),
 	}
+}
+
+// Outlook is how the tier would be asked about a repository now.
+type Outlook struct {
+	Store string
+	Out   error // why it is not asked; nil: it is
+	Tags  bool  // what it knows of a tag spares the question to upstream
+}
+
+// Outlook says how the tier would be asked about a repository; not at all, unless it
+// is shared.
+func (t *Tier) Outlook(repository string) (o Outlook, shared bool) {
+	if !t.covers(repository) {
+		return Outlook{}, false
+	}
+	o = Outlook{Store: t.store.String(), Out: t.reads.why(), Tags: t.cfg.TagTTL > 0}
+	if t.version.isWrong() {
+		o.Out = ErrVersion
+	}
+	return o, true
 }

@@ -85,11 +85,13 @@ func (b *stitched) open() (err error) {
 		f.mu.Unlock()
 		switch {
 		case way == stored:
-			b.source, err = f.openObject(b.ctx, b.pos, b.end)
-			err = f.orElse(err)
+			var failed error
+			b.source, failed = f.openObject(b.ctx, b.pos, b.end)
+			f.orElse(b.ctx, failed)
 		case way != direct && b.pos < parts*f.tier.sizes.part:
-			b.source, err = f.openPart(b.ctx, b.pos, b.end)
-			err = f.partGone(b.ctx, err)
+			var failed error
+			b.source, failed = f.openPart(b.ctx, b.pos, b.end)
+			f.partGone(b.ctx, failed)
 		case way == followed:
 			err = f.await(b.ctx)
 		default:
@@ -97,15 +99,6 @@ func (b *stitched) open() (err error) {
 		}
 	}
 	return err
-}
-
-// orElse has the fill go on from upstream if the store could not do something. Of that
-// no error is left.
-func (f *fill) orElse(err error) error {
-	if err != nil {
-		f.setWay(direct)
-	}
-	return nil
 }
 
 func (b *stitched) openUpstream() error {
@@ -153,6 +146,9 @@ func (f *fill) openPart(ctx context.Context, pos, end int64) (*source, error) {
 
 // openStored opens an object of the tier, as long as that does not take too long.
 func (f *fill) openStored(ctx context.Context, key string, offset, length int64) (*source, store.Info, error) {
+	if err := f.tier.spare(ctx); err != nil {
+		return nil, store.Info{}, err
+	}
 	left := f.left()
 	if left <= 0 {
 		return nil, store.Info{}, errSlow
@@ -163,11 +159,18 @@ func (f *fill) openStored(ctx context.Context, key string, offset, length int64)
 	ctx, cancel := context.WithCancelCause(ctx)
 	began := time.Now()
 	content, info, err := f.tier.open(ctx, key, offset, length, left)
+	if isBusy(err) {
+		cancel(nil)
+		return nil, info, err
+	}
 	f.spend(began, 0)
 	if err != nil {
 		cancel(nil)
 		return nil, info, err
 	}
+	f.mu.Lock()
+	f.busy = time.Time{}
+	f.mu.Unlock()
 	w := &watched{ReadCloser: content, fill: f, ctx: ctx, cancel: cancel}
 	return &source{ReadCloser: w}, info, nil
 }

@@ -52,6 +52,7 @@ type Tier struct {
 	pace   *rate.Limiter // of what is written; nil: no limit
 	sizes  sizes         // immutable after New
 
+	throttle      throttle
 	reads, writes breaker // a store that is full can still be read
 	version       version
 	queue         queue

@@ -13,9 +13,9 @@ import (
 	"larder/handler/shared/store"
 )
 
-// errVersion says that the store is used by something else than this larder knows. It
+// ErrVersion says that the store is used by something else than this larder knows. It
 // is left alone for good.
-var errVersion = errors.New("the shared store is not of this version of larder")
+var ErrVersion = errors.New("the shared store is not of this version of larder")
 
 // version is what is known of the tier's object of this name. It is looked at before
 // anything else is asked, and again when the store comes back after an outage.
@@ -41,11 +41,11 @@ func (t *Tier) admit(ctx context.Context) error {
 		case right:
 			return nil
 		case wrong:
-			return errVersion
+			return ErrVersion
 		case mine:
 			err := t.checkVersion(ctx)
 			v.mu.Lock()
-			v.right, v.wrong, v.checking = err == nil, errors.Is(err, errVersion), nil
+			v.right, v.wrong, v.checking = err == nil, errors.Is(err, ErrVersion), nil
 			v.mu.Unlock()
 			close(checking)
 			return err
@@ -92,24 +92,41 @@ func (t *Tier) checkVersion(ctx context.Context) error {
 	if found != content {
 		t.log.Error("the shared store is left alone: it is used by something else, or by another version of larder; give this fleet a prefix of its own",
 			zap.Stringer("store", t.store), zap.String("version", found), zap.String("want", content))
-		return errVersion
+		return ErrVersion
 	}
 	return nil
 }
 
-func (t *Tier) readVersion(ctx context.Context) (string, error) {
-	var found string
-	err := t.request(ctx, "get", t.limit(0), func(ctx context.Context) error {
-		body, _, err := t.store.Get(ctx, versionKey, 0, -1)
-		if err != nil {
-			return err
-		}
-		defer body.Close()
-		data, err := io.ReadAll(io.LimitReader(body, 64))
-		found = string(data)
+func (t *Tier) readVersion(ctx context.Context) (found string, err error) {
+	err = t.request(ctx, "get", t.limit(0), func(ctx context.Context) error {
+		found, err = readVersion(ctx, t.store)
 		return err
 	})
 	return found, err
+}
+
+func readVersion(ctx context.Context, s store.Store) (string, error) {
+	body, _, err := s.Get(ctx, versionKey, 0, -1)
+	if err != nil {
+		return "", err
+	}
+	defer body.Close()
+	data, err := io.ReadAll(io.LimitReader(body, 64))
+	return string(data), err
+}
+
+// CheckVersion is ErrVersion if a store is used by something else than this larder
+// knows. Nothing is written there.
+func CheckVersion(ctx context.Context, s store.Store) error {
+	found, err := readVersion(ctx, s)
+	switch {
+	case errors.Is(err, store.ErrNotExist): // nobody uses it yet
+		return nil
+	case err == nil && found != content:
+		return fmt.Errorf("%w: its object version says %q", ErrVersion, found)
+	default:
+		return err
+	}
 }
 
 func (t *Tier) makeVersion(ctx context.Context) error {

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"larder/testdata/rig"
 )
 
 // asLiar as the first argument makes the test a registry that lies.
@@ -22,8 +24,8 @@ const asLiar = "liar"
 // TestMain lets the test be the processes that it starts.
 func TestMain(m *testing.M) {
 	switch {
-	case len(os.Args) == 4 && os.Args[1] == asUpstream:
-		panic(serveUpstream(os.Args[2], os.Args[3]))
+	case len(os.Args) == 4 && os.Args[1] == rig.AsUpstream:
+		panic(rig.ServeUpstream(os.Args[2], os.Args[3]))
 	case len(os.Args) == 4 && os.Args[1] == asLiar:
 		panic(http.ListenAndServe(os.Args[2], lie(os.Args[3])))
 	}
@@ -127,13 +129,13 @@ func TestSampleIsComplete(t *testing.T) {
 	t.Parallel()
 	b := &bench{dir: t.TempDir(), peers: []peer{{name: direct}}, rounds: 1, scale: full()}
 	k := testCase(4_000_000)
-	k.knobs = knobs{Rate: 40_000_000, Latency: 30 * time.Millisecond}
+	k.Knobs = rig.Knobs{Rate: 40_000_000, Latency: 30 * time.Millisecond}
 	r, err := b.run(t.Context(), k)
 	if err != nil || r.columns[0].Refused != "" {
 		t.Fatalf("%v, %s", err, r.columns[0].Refused)
 	}
 	s := r.columns[0].Samples[0]
-	if want := (count{Blobs: 1, Bytes: 4_000_000}); s.Upstream != want || s.Requests != 1 || s.Bytes != want.Bytes || s.Size != want.Bytes {
+	if want := (rig.Count{Blobs: 1, Bytes: 4_000_000}); s.Upstream != want || s.Requests != 1 || s.Bytes != want.Bytes || s.Size != want.Bytes {
 		t.Errorf("got %+v, want one pull of 4 MB", s)
 	}
 	if s.First50 < 0.030 || s.Seconds < 0.130-0.010 || s.Total50 < s.First50 || s.Total50 > s.Seconds {
@@ -144,95 +146,6 @@ func TestSampleIsComplete(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(b.dir, "*")); left != nil {
 		t.Errorf("%q were left behind", left)
-	}
-}
-
-func TestUpstreamIsARegistry(t *testing.T) {
-	t.Parallel()
-	c := newContent(filepath.Join(t.TempDir(), "content"))
-	t.Cleanup(c.remove)
-	blobs, err := c.blobs(repository, 2, 1000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	byTag, byDigest, err := c.manifest(repository, "latest", blobs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	up, err := startUpstream(t.Context(), c.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(up.stop)
-	if err := up.set(knobs{}); err != nil {
-		t.Fatal(err)
-	}
-	tests := []struct {
-		method, path, asked string
-		status              int
-		digest              string
-		body                []byte
-	}{
-		{"GET", byTag.path, "", 200, byDigest.digest, byDigest.data},
-		{"HEAD", byTag.path, "", 200, byDigest.digest, nil},
-		{"GET", byDigest.path, "", 200, byDigest.digest, byDigest.data},
-		{"GET", blobs[1].path, "bytes=10-19", 206, blobs[1].digest, blobs[1].data[10:20]},
-		{"GET", "/v2/bench/app/manifests/gone", "", 404, "", []byte("404 page not found\n")},
-		{"GET", "/v2/", "", 200, "", nil},
-	}
-	for _, test := range tests {
-		req, err := http.NewRequestWithContext(t.Context(), test.method, "http://"+up.addr+test.path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Range", test.asked)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if got := resp.Header.Get("Docker-Content-Digest"); err != nil || resp.StatusCode != test.status || got != test.digest || !bytes.Equal(body, test.body) {
-			t.Errorf("%s %s: got %d, %q, %d bytes (%v), want %d, %q, %d bytes", test.method, test.path, resp.StatusCode, got, len(body), err, test.status, test.digest, len(test.body))
-		}
-	}
-	got, err := up.counts()
-	if want := (count{1, 2, 1, int64(2*len(byTag.data) + 10)}); err != nil || got[repository] != want || got.total() != want {
-		t.Errorf("got %+v (%v), want %+v", got, err, want)
-	}
-}
-
-func TestParseAnswer(t *testing.T) {
-	const ok = "HTTP/1.1 206 Partial Content\r\nServer: x\r\ncontent-length:  7\r\nConnection: Close\r\n\r\n"
-	tests := map[string]struct {
-		head  string
-		want  answer
-		wrong bool
-	}{
-		"all":               {head: ok, want: answer{len(ok), 206, 7, true}},
-		"no length":         {head: "HTTP/1.1 200 OK\r\n\r\n", want: answer{19, 200, -1, false}},
-		"negative length":   {head: "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", wrong: true},
-		"length, no number": {head: "HTTP/1.1 200 OK\r\nContent-Length: 1x\r\n\r\n", wrong: true},
-		"not HTTP":          {head: "SSH-2.0-OpenSSH_9.2\r\n\r\n", wrong: true},
-		"no status":         {head: "HTTP/1.1 OK whatever\r\n\r\n", wrong: true},
-	}
-	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
-			got, err := parseAnswer([]byte(test.head))
-			if test.wrong != (err != nil) || err == nil && got != test.want {
-				t.Errorf("got %+v, %v, want %+v", got, err, test.want)
-			}
-		})
-	}
-}
-
-func TestParseProc(t *testing.T) {
-	if pid, group := parseStat("71 (a ) 9 (b) S 1 70 70 0 -1 4194560"); pid != 71 || group != 70 {
-		t.Errorf("got process %d of group %d, want 71 of 70", pid, group)
-	}
-	const status = "Name:\tVmRSS:\nVmHWM:\t   20 kB\nVmRSS:\t   10 kB\nRssAnon:\t 1 kB\n"
-	if rss, hwm := parseStatus(status, "VmRSS"), parseStatus(status, "VmHWM"); rss != 10<<10 || hwm != 20<<10 {
-		t.Errorf("got %d and %d bytes, want 10 and 20 KiB", rss, hwm)
 	}
 }
 

@@ -1,6 +1,10 @@
 package main
 
-import "time"
+import (
+	"time"
+
+	"larder/testdata/rig"
+)
 
 // scale is how much there is to pull: all of it, or little for a first look.
 type scale struct {
@@ -21,8 +25,8 @@ const (
 
 // prepared is what a case does.
 type prepared struct {
-	warm     []request // asked for once, before anything is measured
-	load     load
+	warm     []rig.Request // asked for once, before anything is measured
+	load     rig.Load
 	hotReads int // of hotRepository in load
 }
 
@@ -30,10 +34,10 @@ type prepared struct {
 type benchCase struct {
 	name  string
 	title string
-	knobs
+	rig.Knobs
 	options
 	// prepare makes what is to be pulled.
-	prepare func(c *content, s scale) (prepared, error)
+	prepare func(c *rig.Content, s scale) (prepared, error)
 	// keep has peers run through all rounds, with all that prepared.warm names
 	// in their cache. Without it, they start with an empty cache each time.
 	keep   bool
@@ -116,7 +120,7 @@ func coldCases() []benchCase {
 		},
 		{
 			name: "cold-capped", title: "cold blob of 256 MiB, 40 MB/s on a connection",
-			knobs:   knobs{Rate: capped},
+			Knobs:   rig.Knobs{Rate: capped},
 			prepare: coldBlob(256<<20, 1), cannot: noUpstream, head: seconds,
 			bars: []bar{atMost(0.35, seconds, direct), memory(idle)},
 		},
@@ -135,7 +139,7 @@ func coldCases() []benchCase {
 		},
 		{
 			name: "cold-ranges", title: "ranges of 64 KiB, cold, 20 ms and 40 MB/s away",
-			knobs:   knobs{Rate: capped, Latency: latency},
+			Knobs:   rig.Knobs{Rate: capped, Latency: latency},
 			prepare: coldRanges, cannot: noUpstream, head: rate,
 			bars: []bar{atLeast(8, rate, nginx), atMost(1.5, upstreamOverAsked, ""), memory(idle)},
 		},
@@ -185,7 +189,7 @@ func warmCases() []benchCase {
 		},
 		{
 			name: "tags-asked", title: "tags always asked for, 20 ms away, 64 clients",
-			knobs:   knobs{Latency: latency},
+			Knobs:   rig.Knobs{Latency: latency},
 			prepare: tags, keep: true, cannot: noUpstream, head: rate, also: []metric{cpuPerRequest},
 			bars: []bar{atLeast(1, rate, nginx), atMost(130, upstreamPer1000, ""), memory(small)},
 		},
@@ -193,99 +197,99 @@ func warmCases() []benchCase {
 }
 
 // coldBlob is one blob for some clients.
-func coldBlob(size int64, clients int) func(*content, scale) (prepared, error) {
-	return func(c *content, s scale) (prepared, error) {
-		b, err := c.blob(repository, size/s.div)
-		return prepared{load: every(max(1, clients/int(s.div)), []request{get(b)})}, err
+func coldBlob(size int64, clients int) func(*rig.Content, scale) (prepared, error) {
+	return func(c *rig.Content, s scale) (prepared, error) {
+		b, err := c.Blob(repository, size/s.div)
+		return prepared{load: rig.Every(max(1, clients/int(s.div)), []rig.Request{rig.Get(b)})}, err
 	}
 }
 
 // coldImage is pulled as containerd pulls it.
-func coldImage(c *content, s scale) (prepared, error) {
-	config, err := c.blob(repository, 4<<10)
+func coldImage(c *rig.Content, s scale) (prepared, error) {
+	config, err := c.Blob(repository, 4<<10)
 	if err != nil {
 		return prepared{}, err
 	}
-	blobs := []object{config}
+	blobs := []rig.Object{config}
 	for _, mb := range []int64{90, 60, 40, 30, 20, 10, 8, 5, 2, 1} {
-		b, err := c.blob(repository, mb*1e6/s.div)
+		b, err := c.Blob(repository, mb*1e6/s.div)
 		if err != nil {
 			return prepared{}, err
 		}
 		blobs = append(blobs, b)
 	}
-	byTag, byDigest, err := c.manifest(repository, "latest", blobs)
+	byTag, byDigest, err := c.Manifest(repository, "latest", blobs)
 	const atOnce = 3
-	return prepared{load: sequence(
-		every(1, []request{get(byTag), get(byDigest), get(config)}), each(atOnce, 0, gets(blobs[1:])),
+	return prepared{load: rig.Sequence(
+		rig.Every(1, []rig.Request{rig.Get(byTag), rig.Get(byDigest), rig.Get(config)}), rig.Each(atOnce, 0, rig.Gets(blobs[1:])),
 	)}, err
 }
 
-func coldTag(c *content, s scale) (prepared, error) {
+func coldTag(c *rig.Content, s scale) (prepared, error) {
 	byTag, _, err := images(c, 1)
 	if err != nil {
 		return prepared{}, err
 	}
-	return prepared{load: every(500/int(s.div), gets(byTag))}, nil
+	return prepared{load: rig.Every(500/int(s.div), rig.Gets(byTag))}, nil
 }
 
-func coldRanges(c *content, s scale) (prepared, error) {
+func coldRanges(c *rig.Content, s scale) (prepared, error) {
 	const clients = 8
-	b, err := c.blob(repository, 256<<20/s.div)
+	b, err := c.Blob(repository, 256<<20/s.div)
 	if err != nil {
 		return prepared{}, err
 	}
-	return prepared{load: each(clients, 7*s.burst, randomRanges(b, 200/int(s.div), 64<<10))}, nil
+	return prepared{load: rig.Each(clients, 7*s.burst, rig.RandomRanges(b, 200/int(s.div), 64<<10))}, nil
 }
 
-func coldSmall(c *content, s scale) (prepared, error) {
+func coldSmall(c *rig.Content, s scale) (prepared, error) {
 	const clients = 16
-	blobs, err := c.blobs(repository, 20000/int(s.div), 4<<10)
-	return prepared{load: each(clients, 3*s.burst/2, gets(blobs))}, err
+	blobs, err := c.Blobs(repository, 20000/int(s.div), 4<<10)
+	return prepared{load: rig.Each(clients, 3*s.burst/2, rig.Gets(blobs))}, err
 }
 
 // budget reads what is hot again and again, in time for whoever lets go first of what was used least
 // recently: between two reads of a blob, no more than half of the budget goes through.
-func budget(c *content, s scale) (prepared, error) {
+func budget(c *rig.Content, s scale) (prepared, error) {
 	const clients, colds, hots, hotsBetween = 2, 48, 50, 13
-	cold, err := c.blobs(repository, colds, 64<<20/s.div)
+	cold, err := c.Blobs(repository, colds, 64<<20/s.div)
 	if err != nil {
 		return prepared{}, err
 	}
-	hot, err := c.blobs(hotRepository, hots, 4<<20/s.div)
+	hot, err := c.Blobs(hotRepository, hots, 4<<20/s.div)
 	if err != nil {
 		return prepared{}, err
 	}
-	var requests []request
+	var requests []rig.Request
 	for i, b := range cold {
-		requests = append(requests, get(b))
+		requests = append(requests, rig.Get(b))
 		for j := range hotsBetween {
-			requests = append(requests, get(hot[(i*hotsBetween+j)%hots]))
+			requests = append(requests, rig.Get(hot[(i*hotsBetween+j)%hots]))
 		}
 	}
-	return prepared{warm: gets(hot), load: each(clients, 0, requests), hotReads: colds * hotsBetween}, nil
+	return prepared{warm: rig.Gets(hot), load: rig.Each(clients, 0, requests), hotReads: colds * hotsBetween}, nil
 }
 
-func warmBlobs(clients int) func(*content, scale) (prepared, error) {
-	return func(c *content, s scale) (prepared, error) {
-		blobs, err := c.blobs(repository, 8, 64<<20/s.div)
-		return prepared{warm: gets(blobs), load: anyFor(clients, s.burst, gets(blobs))}, err
+func warmBlobs(clients int) func(*rig.Content, scale) (prepared, error) {
+	return func(c *rig.Content, s scale) (prepared, error) {
+		blobs, err := c.Blobs(repository, 8, 64<<20/s.div)
+		return prepared{warm: rig.Gets(blobs), load: rig.AnyFor(clients, s.burst, rig.Gets(blobs))}, err
 	}
 }
 
-func warmSmall(c *content, s scale) (prepared, error) {
-	blobs, err := c.blobs(repository, 200, 4<<10)
-	return prepared{warm: gets(blobs), load: anyFor(64, s.burst, gets(blobs))}, err
+func warmSmall(c *rig.Content, s scale) (prepared, error) {
+	blobs, err := c.Blobs(repository, 200, 4<<10)
+	return prepared{warm: rig.Gets(blobs), load: rig.AnyFor(64, s.burst, rig.Gets(blobs))}, err
 }
 
 // images are n manifests of a config and ten layers each. Nobody pulls these.
-func images(c *content, n int) (byTag, byDigest []object, err error) {
+func images(c *rig.Content, n int) (byTag, byDigest []rig.Object, err error) {
 	for range n {
-		blobs, err := c.blobs(repository, 11, 1<<10)
+		blobs, err := c.Blobs(repository, 11, 1<<10)
 		if err != nil {
 			return nil, nil, err
 		}
-		t, d, err := c.manifest(repository, "t"+blobs[0].digest[7:19], blobs)
+		t, d, err := c.Manifest(repository, "t"+blobs[0].Digest[7:19], blobs)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -294,20 +298,20 @@ func images(c *content, n int) (byTag, byDigest []object, err error) {
 	return byTag, byDigest, nil
 }
 
-func warmManifests(c *content, s scale) (prepared, error) {
+func warmManifests(c *rig.Content, s scale) (prepared, error) {
 	_, byDigest, err := images(c, 100)
-	return prepared{warm: gets(byDigest), load: anyFor(64, s.burst, gets(byDigest))}, err
+	return prepared{warm: rig.Gets(byDigest), load: rig.AnyFor(64, s.burst, rig.Gets(byDigest))}, err
 }
 
-func warmRanges(c *content, s scale) (prepared, error) {
-	b, err := c.blob(repository, 256<<20/s.div)
+func warmRanges(c *rig.Content, s scale) (prepared, error) {
+	b, err := c.Blob(repository, 256<<20/s.div)
 	if err != nil {
 		return prepared{}, err
 	}
-	return prepared{warm: []request{get(b)}, load: anyFor(32, s.burst, randomRanges(b, 4096, 64<<10))}, nil
+	return prepared{warm: []rig.Request{rig.Get(b)}, load: rig.AnyFor(32, s.burst, rig.RandomRanges(b, 4096, 64<<10))}, nil
 }
 
-func tags(c *content, s scale) (prepared, error) {
+func tags(c *rig.Content, s scale) (prepared, error) {
 	byTag, _, err := images(c, 4)
-	return prepared{warm: gets(byTag), load: anyFor(64, s.burst, gets(byTag))}, err
+	return prepared{warm: rig.Gets(byTag), load: rig.AnyFor(64, s.burst, rig.Gets(byTag))}, err
 }

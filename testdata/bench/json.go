@@ -4,9 +4,10 @@ import (
 	"encoding/json"
 	"math"
 	"os"
-	"runtime"
 	"strings"
 	"time"
+
+	"larder/testdata/rig"
 )
 
 // reportFile is what -json writes: all figures, and where they are from.
@@ -15,17 +16,9 @@ type reportFile struct {
 	Command string
 	Rounds  int
 	Short   bool
-	Machine machine
+	Machine rig.Machine
 	Peers   []peerVersion
 	Cases   []caseFigures
-}
-
-// machine is where the benchmark ran.
-type machine struct {
-	CPU    string
-	Cores  int
-	Kernel string
-	Go     string
 }
 
 // peerVersion is what was compared.
@@ -52,23 +45,11 @@ type peerFigures struct {
 	Samples []sample          `json:",omitempty"`
 }
 
-// thisMachine asks the machine.
-func thisMachine() machine {
-	m := machine{Cores: runtime.NumCPU(), Go: runtime.Version()}
-	cpu, _ := os.ReadFile("/proc/cpuinfo")
-	_, rest, _ := strings.Cut(string(cpu), "model name")
-	line, _, _ := strings.Cut(rest, "\n")
-	m.CPU = strings.TrimSpace(strings.TrimLeft(line, "\t :"))
-	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	m.Kernel = strings.TrimSpace(string(kernel))
-	return m
-}
-
 // newReportFile has no cases yet.
 func newReportFile(f flags, peers []peer) *reportFile {
 	report := &reportFile{
 		Date: time.Now().UTC(), Command: "go run ./testdata/bench " + strings.Join(os.Args[1:], " "),
-		Rounds: f.rounds, Short: f.short, Machine: thisMachine(),
+		Rounds: f.rounds, Short: f.short, Machine: rig.ThisMachine(),
 	}
 	for _, p := range peers {
 		report.Peers = append(report.Peers, peerVersion{p.name, p.version, p.missing})

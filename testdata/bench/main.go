@@ -17,6 +17,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+
+	"larder/testdata/rig"
 )
 
 // flags are what can be asked for.
@@ -32,8 +34,8 @@ type flags struct {
 }
 
 func main() {
-	if len(os.Args) == 4 && os.Args[1] == asUpstream {
-		fmt.Fprintln(os.Stderr, serveUpstream(os.Args[2], os.Args[3]))
+	if len(os.Args) == 4 && os.Args[1] == rig.AsUpstream {
+		fmt.Fprintln(os.Stderr, rig.ServeUpstream(os.Args[2], os.Args[3]))
 		os.Exit(1)
 	}
 	f, err := parseFlags(os.Args[1:])

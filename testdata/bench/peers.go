@@ -10,6 +10,8 @@ import (
 	"strings"
 	"text/template"
 	"time"
+
+	"larder/testdata/rig"
 )
 
 // The peers, as they are called in reports and with -peers.
@@ -69,7 +71,7 @@ func findPeers(ctx context.Context, dir, larderBinary string, names []string) ([
 			p.program, p.command, p.version = larderBinary, larderCommand, "of this directory"
 			if larderBinary == "" {
 				p.program = filepath.Join(dir, "larder")
-				if err := buildLarder(ctx, p.program); err != nil {
+				if err := rig.BuildLarder(ctx, p.program); err != nil {
 					return nil, err
 				}
 			}
@@ -98,32 +100,23 @@ func (p *peer) find(program, versionFlag string) {
 	p.version = regexp.MustCompile(`[0-9]+\.[0-9.]+\S*`).FindString(string(said))
 }
 
-func buildLarder(ctx context.Context, to string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", to, "larder")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build larder: %w: %s", err, said)
-	}
-	return nil
-}
-
 // running is a peer that answers.
 type running struct {
-	*process
+	*rig.Process
 	place place
 }
 
 // start starts the peer with an empty cache.
-func (p *peer) start(ctx context.Context, dir string, up *upstream, c *content, o options) (*running, error) {
+func (p *peer) start(ctx context.Context, dir string, up *rig.Upstream, c *rig.Content, o options) (*running, error) {
 	if p.command == nil {
-		return &running{process: up.process}, nil
+		return &running{Process: up.Process}, nil
 	}
-	at := place{Dir: dir, Cache: filepath.Join(dir, "cache"), Content: c.dir, Upstream: up.addr, Root: os.Geteuid() == 0, options: o}
+	at := place{Dir: dir, Cache: filepath.Join(dir, "cache"), Content: c.Dir, Upstream: up.Addr, Root: os.Geteuid() == 0, options: o}
 	var err error
-	if at.Addr, err = freeAddr(); err != nil {
+	if at.Addr, err = rig.FreeAddr(); err != nil {
 		return nil, err
 	}
-	if at.Admin, err = freeAddr(); err != nil {
+	if at.Admin, err = rig.FreeAddr(); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(at.Cache, 0o755); err != nil {
@@ -133,7 +126,7 @@ func (p *peer) start(ctx context.Context, dir string, up *upstream, c *content, 
 	if err != nil {
 		return nil, err
 	}
-	proc, err := startProcess(ctx, cmd, at.Addr, filepath.Join(dir, "output"))
+	proc, err := rig.StartProcess(ctx, cmd, at.Addr, filepath.Join(dir, "output"))
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +136,7 @@ func (p *peer) start(ctx context.Context, dir string, up *upstream, c *content, 
 // stop ends the peer. Upstream is not the peer's to end.
 func (r *running) stop() {
 	if r.place.Dir != "" {
-		r.process.stop()
+		r.Process.Stop()
 	}
 }
 
@@ -240,21 +233,15 @@ func registryCommand(program string, p place) (*exec.Cmd, error) {
 }
 
 func larderCommand(program string, p place) (*exec.Cmd, error) {
-	cmd := exec.Command(program)
-	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "LARDER_") {
-			cmd.Env = append(cmd.Env, v)
-		}
+	environ := []string{
+		"LARDER_ADDR=" + p.Addr, "LARDER_ADMIN_ADDR=" + p.Admin, "LARDER_CACHE_DIR=" + p.Cache,
+		"LARDER_UPSTREAMS=registry.test=http://" + p.Upstream,
 	}
-	cmd.Env = append(
-		cmd.Env, "LARDER_ADDR="+p.Addr, "LARDER_ADMIN_ADDR="+p.Admin, "LARDER_CACHE_DIR="+p.Cache,
-		"LARDER_UPSTREAMS=registry.test=http://"+p.Upstream,
-	)
 	if p.TagTTL > 0 {
-		cmd.Env = append(cmd.Env, "LARDER_TAG_TTL="+p.TagTTL.String())
+		environ = append(environ, "LARDER_TAG_TTL="+p.TagTTL.String())
 	}
 	if p.MaxSize > 0 {
-		cmd.Env = append(cmd.Env, fmt.Sprintf("LARDER_MAX_SIZE=%d", p.MaxSize))
+		environ = append(environ, fmt.Sprintf("LARDER_MAX_SIZE=%d", p.MaxSize))
 	}
-	return cmd, nil
+	return rig.CommandLarder(program, environ...), nil
 }

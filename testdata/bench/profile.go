@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"larder/testdata/rig"
 )
 
 // profile runs the case once more against larder, with larder's CPU profile
@@ -23,7 +25,7 @@ func (t *trial) profile(ctx context.Context, c *contestant, dir string) error {
 		fetched <- fetchProfile(ctx, c.running.place.Admin, int(math.Ceil(took.Median)), filepath.Join(dir, t.name+".pprof"))
 	}()
 	time.Sleep(100 * time.Millisecond) // until it has begun
-	err := t.load(&pull{ctx: ctx, addr: c.running.addr})
+	err := t.load(&rig.Pull{Ctx: ctx, Addr: c.running.Addr})
 	if fetchErr := <-fetched; err == nil {
 		err = fetchErr
 	}

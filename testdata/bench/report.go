@@ -5,6 +5,8 @@ import (
 	"io"
 	"slices"
 	"text/tabwriter"
+
+	"larder/testdata/rig"
 )
 
 // figures are a metric's over the rounds.
@@ -142,10 +144,10 @@ func (r row) writeLine(w io.Writer, c column) {
 	fmt.Fprintf(w, "%s\t", c.Peer)
 	for _, m := range r.tableMetrics() {
 		s, _ := newSpread(c.figures(m))
-		fmt.Fprintf(w, "%s\t", digits(s.Median))
+		fmt.Fprintf(w, "%s\t", rig.Digits(s.Median))
 	}
 	head, _ := newSpread(c.figures(r.head))
-	fmt.Fprintf(w, "%s–%s\t", digits(head.Min), digits(head.Max))
+	fmt.Fprintf(w, "%s–%s\t", rig.Digits(head.Min), rig.Digits(head.Max))
 	for _, of := range []string{nginx, direct} {
 		ratio, ok := r.ratio(r.head, c.Peer, of)
 		if !ok {
@@ -163,16 +165,8 @@ func (v verdict) String() string {
 	case v.Unknown != "":
 		return fmt.Sprintf("?       %s: %s", v.Bar, v.Unknown)
 	case v.Reached:
-		return fmt.Sprintf("reached %s: %s (%s–%s)", v.Bar, digits(v.Got.Median), digits(v.Got.Min), digits(v.Got.Max))
+		return fmt.Sprintf("reached %s: %s (%s–%s)", v.Bar, rig.Digits(v.Got.Median), rig.Digits(v.Got.Min), rig.Digits(v.Got.Max))
 	default:
-		return fmt.Sprintf("MISSED  %s: %s (%s–%s)", v.Bar, digits(v.Got.Median), digits(v.Got.Min), digits(v.Got.Max))
+		return fmt.Sprintf("MISSED  %s: %s (%s–%s)", v.Bar, rig.Digits(v.Got.Median), rig.Digits(v.Got.Min), rig.Digits(v.Got.Max))
 	}
-}
-
-// digits is a number with three digits that matter.
-func digits(f float64) string {
-	if f >= 1000 || f <= -1000 {
-		return fmt.Sprintf("%.0f", f)
-	}
-	return fmt.Sprintf("%.3g", f)
 }

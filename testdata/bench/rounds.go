@@ -10,6 +10,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"larder/testdata/rig"
 )
 
 // tooLong is what no run of any case may take.
@@ -48,7 +50,7 @@ type contestant struct {
 // run runs the case: all peers in each round, each time in another order.
 func (b *bench) run(ctx context.Context, k benchCase) (row, error) {
 	dir := filepath.Join(b.dir, k.name)
-	c := newContent(filepath.Join(dir, "content"))
+	c := rig.NewContent(filepath.Join(dir, "content"))
 	what, err := k.prepare(c, b.scale)
 	if err != nil {
 		return row{}, err
@@ -56,13 +58,13 @@ func (b *bench) run(ctx context.Context, k benchCase) (row, error) {
 	k.MaxSize /= b.scale.div
 	if !b.keepDir {
 		defer os.RemoveAll(dir)
-		defer c.remove()
+		defer c.Remove()
 	}
-	up, err := startUpstream(ctx, c.dir)
+	up, err := rig.StartUpstream(ctx, c.Dir)
 	if err != nil {
 		return row{}, err
 	}
-	defer up.stop()
+	defer up.Stop()
 
 	r := row{k, make([]column, len(b.peers))}
 	trial := &trial{dir: dir, keepDir: b.keepDir, sync: b.scale.sync, benchCase: k, content: c, up: up, prepared: what}
@@ -100,8 +102,8 @@ type trial struct {
 	dir     string
 	keepDir bool
 	sync    bool
-	content *content
-	up      *upstream
+	content *rig.Content
+	up      *rig.Upstream
 	starts  int // of peers so far
 }
 
@@ -147,21 +149,21 @@ func (t *trial) ready(ctx context.Context, c *contestant) error {
 	if t.sync { // what was written before is not to be written meanwhile
 		syscall.Sync()
 	}
-	return t.up.set(t.knobs)
+	return t.up.Set(t.Knobs)
 }
 
 // measure runs the load.
 func (t *trial) measure(ctx context.Context, r *running) (sample, error) {
-	before, err := r.settledCPU()
+	before, err := r.SettledCPU()
 	if err != nil {
 		return sample{}, err
 	}
-	upstreamBefore, err := t.up.cpu()
+	upstreamBefore, err := t.up.CPU()
 	if err != nil {
 		return sample{}, err
 	}
-	p := &pull{ctx: ctx, addr: r.addr}
-	s := sample{Idle: r.idle, Size: t.content.size, Budget: t.MaxSize, HotReads: t.hotReads}
+	p := &rig.Pull{Ctx: ctx, Addr: r.Addr}
+	s := sample{Idle: r.Idle, Size: t.content.Size, Budget: t.MaxSize, HotReads: t.hotReads}
 	highest := t.watch(r)
 	err = t.load(p)
 	s.HighWater = highest()
@@ -169,22 +171,22 @@ func (t *trial) measure(ctx context.Context, r *running) (sample, error) {
 		return sample{}, err
 	}
 	s.record(p)
-	after, err := r.settledCPU()
+	after, err := r.SettledCPU()
 	if err != nil {
 		return sample{}, err
 	}
 	s.CPU = (after - before).Seconds()
-	upstreamAfter, err := t.up.cpu()
+	upstreamAfter, err := t.up.CPU()
 	if err != nil {
 		return sample{}, err
 	}
 	s.UpstreamCPU = (upstreamAfter - upstreamBefore).Seconds()
-	counts, err := t.up.counts()
+	counts, err := t.up.Counts()
 	if err != nil {
 		return sample{}, err
 	}
-	s.Upstream, s.HotMisses = counts.total(), counts[hotRepository].Blobs
-	_, s.Peak, err = r.memory()
+	s.Upstream, s.HotMisses = counts.Total(), counts[hotRepository].Blobs
+	_, s.Peak, err = r.Memory()
 	return s, err
 }
 
@@ -242,16 +244,16 @@ func (t *trial) start(ctx context.Context, c *contestant) error {
 	if c.running, err = c.start(ctx, dir, t.up, t.content, t.options); err != nil {
 		return err
 	}
-	if err := t.up.set(knobs{}); err != nil {
+	if err := t.up.Set(rig.Knobs{}); err != nil {
 		return err
 	}
 	// The second time there is nothing left to be done at the first hit.
 	const warmers = 4
 	for range 2 {
-		if err := each(warmers, 0, t.warm)(&pull{ctx: ctx, addr: c.running.addr}); err != nil {
+		if err := rig.Each(warmers, 0, t.warm)(&rig.Pull{Ctx: ctx, Addr: c.running.Addr}); err != nil {
 			return fmt.Errorf("while it was warmed: %w", err)
 		}
-		if _, err := c.running.settledCPU(); err != nil {
+		if _, err := c.running.SettledCPU(); err != nil {
 			return err
 		}
 	}

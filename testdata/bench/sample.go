@@ -2,7 +2,8 @@ package main
 
 import (
 	"slices"
-	"time"
+
+	"larder/testdata/rig"
 )
 
 // sample is what one run of a case against one peer gave.
@@ -19,7 +20,7 @@ type sample struct {
 	Total50, Total99 float64 // and to the last
 
 	UpstreamCPU float64
-	Upstream    count
+	Upstream    rig.Count
 
 	HighWater int64 // of the cache on disk, where there is a budget
 	Budget    int64
@@ -28,13 +29,10 @@ type sample struct {
 }
 
 // record takes the clients' figures.
-func (s *sample) record(p *pull) {
-	var firsts, totals []time.Duration
-	for _, c := range p.clients {
-		s.Bytes += c.bytes
-		firsts, totals = append(firsts, c.firsts...), append(totals, c.totals...)
-	}
-	s.Seconds, s.Requests = p.took.Seconds(), len(totals)
+func (s *sample) record(p *rig.Pull) {
+	bytes, firsts, totals := p.Measured()
+	s.Bytes = bytes
+	s.Seconds, s.Requests = p.Took.Seconds(), len(totals)
 	slices.Sort(firsts)
 	slices.Sort(totals)
 	s.First50, s.First99 = quantile(firsts, 0.5).Seconds(), quantile(firsts, 0.99).Seconds()

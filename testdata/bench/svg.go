@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"larder/testdata/rig"
 )
 
 // The chart's measures, in pixels: panels side by side, bars below each other.
@@ -76,7 +78,7 @@ func (c caseFigures) panel() string {
 			continue
 		}
 		at := func(v float64) float64 { return labelWidth + barsWidth*min(v/limit, 1) }
-		value := digits(head.Median)
+		value := rig.Digits(head.Median)
 		if head.Median > limit {
 			value = "» " + value // the bar is cut off
 		}

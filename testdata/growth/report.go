@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"larder/testdata/chart"
 )
 
 // results are those of several sizes, in their order.
@@ -94,7 +96,7 @@ func (all results) write(jsonFile, svgFile string) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	head := []string{"entries", "", "bar"}
 	for i, r := range all {
-		head = append(head, group(r.Entries))
+		head = append(head, chart.Group(r.Entries))
 		if i > 0 {
 			head = append(head, "exponent")
 		}
@@ -130,16 +132,7 @@ func number(v float64) string {
 		return "–"
 	}
 	if math.Abs(v) >= 100 {
-		return group(int(math.Round(v)))
+		return chart.Group(int(math.Round(v)))
 	}
 	return fmt.Sprintf("%.3g", v)
-}
-
-// group is n with a space between thousands.
-func group(n int) string {
-	s := fmt.Sprint(n)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + " " + s[i:]
-	}
-	return s
 }

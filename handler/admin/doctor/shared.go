@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
+	"larder/handler/shared"
 	"larder/handler/shared/store"
 )
 
@@ -25,13 +27,34 @@ func (cfg Config) shared(ctx context.Context) []Check {
 	c := Check{Name: "shared store", Status: OK, Detail: cfg.Shared.String() + " can be written, read and listed"}
 	t := &trial{check: &c, store: cfg.Shared, key: "doctor/" + rand.Text()}
 	if err := t.run(ctx); err != nil {
-		c.Status, c.Detail = Failed, cfg.Shared.String()+": "+err.Error()
-		c.Do = "Look at LARDER_SHARED, at the keys and what they are allowed, and at the store itself. Until it works, larder asks registries for all that it does not have."
-		if e, ok := errors.AsType[*store.Error](err); ok && e.Hint != "" {
-			c.Detail, c.Do = cfg.Shared.String()+": "+e.Op+": "+e.Err.Error(), "Look at "+e.Hint+". "+c.Do
-		}
+		c.Status, c.Do = Failed, storeRemedy(err)+" Until it works, larder asks registries for all that it does not have."
+		c.Detail = cfg.Shared.String() + ": " + t.failed + ": " + strings.ReplaceAll(storeCause(err).Error(), "\n", "; ")
 	}
 	return []Check{c}
+}
+
+// storeCause is what err says but for the hint, which is in the remedy, and for the
+// key, which is the doctor's.
+func storeCause(err error) error {
+	if e, ok := errors.AsType[*store.Error](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// storeRemedy is what to do about a store that has not done something.
+func storeRemedy(err error) string {
+	e, ok := errors.AsType[*store.Error](err)
+	switch {
+	case errors.Is(err, shared.ErrVersion):
+		return "Give this fleet a prefix of its own, or all larders the same version."
+	case ok && e.Hint != "":
+		return strings.ToUpper(e.Hint[:1]) + e.Hint[1:] + "."
+	case errors.Is(err, context.DeadlineExceeded):
+		return "It does not answer: ask it from this machine, and look at firewalls and proxies (HTTPS_PROXY)."
+	default:
+		return "Look at LARDER_SHARED, at the keys and what they are allowed, and at the store itself."
+	}
 }
 
 // trial is an object that is made, read and removed.
@@ -39,11 +62,17 @@ type trial struct {
 	check *Check
 	store store.Store
 	key   string
+
+	failed string // the first step that has failed
 }
 
 func (t *trial) run(ctx context.Context) error {
 	content := []byte(t.key)
 	label := store.Label{Size: int64(len(content))}
+	// Nothing is written into what is somebody else's.
+	if err := t.step("version", func() error { return shared.CheckVersion(ctx, t.store) }); err != nil {
+		return err
+	}
 	if err := t.step("write", func() error { return t.store.Put(ctx, t.key, bytes.NewReader(content), label) }); err != nil {
 		return err
 	}
@@ -61,6 +90,9 @@ func (t *trial) step(name string, do func() error) error {
 	began := time.Now()
 	err := do()
 	t.check.Steps = append(t.check.Steps, step(name, time.Since(began)))
+	if err != nil && t.failed == "" {
+		t.failed = name
+	}
 	return err
 }
 

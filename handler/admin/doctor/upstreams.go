@@ -73,6 +73,8 @@ func remedy(u *upstream.Checkup) string {
 		return "Check LARDER_PASSWORD_FILE, or the config.json of Docker that larder reads and its credential helpers."
 	case u.Failed == upstream.StepResolve:
 		return "Check the name in " + variable + ", and what this machine takes for its DNS (/etc/resolv.conf)."
+	case u.Parent && u.Failed == upstream.StepConnect:
+		return "Check that the larder in LARDER_PARENT runs and is reached there (its LARDER_ADDR), and that a firewall lets this one through."
 	case u.Failed == upstream.StepConnect:
 		return "Check that the registry is up at that URL, and that a firewall lets larder through; if the way there is a proxy, set HTTPS_PROXY."
 	case u.Failed == upstream.StepTLS:
@@ -86,6 +88,8 @@ func remedy(u *upstream.Checkup) string {
 			return "It wants a password: set LARDER_USERNAME and LARDER_PASSWORD for the default upstream, or docker login as the user that larder runs as."
 		}
 		return "Check the user name and the password that larder has for it: LARDER_USERNAME and LARDER_PASSWORD for the default upstream, Docker's config.json for others."
+	case u.Parent && status >= http.StatusInternalServerError:
+		return "The parent is in trouble: larder doctor there says more."
 	case status >= http.StatusInternalServerError:
 		return "The registry is in trouble: look at its status page, and wait; until then larder serves what is cached."
 	default:

@@ -102,13 +102,15 @@ func isOtherConflict(err error) bool {
 // hint is what an operator should look at if there was no answer.
 func hint(err error) string {
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
-		return "the name of the store's host is not known"
+		return "endpoint= names a host that is not known here"
 	}
 	switch {
+	case errors.Is(err, errNoCredentials):
+		return "set LARDER_SHARED_ACCESS_KEY and LARDER_SHARED_SECRET_KEY, or give this machine a role"
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return "nobody listens there"
+		return "nobody listens there: see endpoint=, and whether the store runs"
 	case strings.Contains(err.Error(), "HTTP response to HTTPS client"): // which has no type
-		return "the endpoint is http://"
+		return "endpoint= has to begin with http://"
 	}
 	return ""
 }

@@ -1,4 +1,4 @@
-package main
+package rig
 
 import (
 	"bytes"
@@ -17,42 +17,42 @@ import (
 // accept is what clients say that they take.
 const accept = manifestType + ", application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.v2+json, */*"
 
-// request is one that is ready to be sent, and what must come back.
-type request struct {
+// Request is one that is ready to be sent, and what must come back.
+type Request struct {
 	head   []byte
 	path   string
 	status int
 	want   []byte
 }
 
-// get is a request for all of an object.
-func get(o object) request {
+// Get is a request for all of an object.
+func Get(o Object) Request {
 	head := "GET " + o.path + " HTTP/1.1\r\nHost: bench\r\nUser-Agent: bench\r\nAccept: " + accept + "\r\n\r\n"
-	return request{head: []byte(head), path: o.path, status: http.StatusOK, want: o.data}
+	return Request{head: []byte(head), path: o.path, status: http.StatusOK, want: o.data}
 }
 
-// gets are requests for all of each object.
-func gets(objects []object) []request {
-	all := make([]request, len(objects))
+// Gets are requests for all of each object.
+func Gets(objects []Object) []Request {
+	all := make([]Request, len(objects))
 	for i, o := range objects {
-		all[i] = get(o)
+		all[i] = Get(o)
 	}
 	return all
 }
 
 // getRange is a request for a part of an object.
-func getRange(o object, offset, length int64) request {
-	r := get(o)
+func getRange(o Object, offset, length int64) Request {
+	r := Get(o)
 	head := bytes.TrimSuffix(r.head, []byte("\r\n"))
 	r.head = fmt.Appendf(head, "Range: bytes=%d-%d\r\n\r\n", offset, offset+length-1)
 	r.status, r.want = http.StatusPartialContent, o.data[offset:offset+length]
 	return r
 }
 
-// randomRanges are requests for n parts of an object.
-func randomRanges(o object, n int, length int64) []request {
+// RandomRanges are requests for n parts of an object.
+func RandomRanges(o Object, n int, length int64) []Request {
 	dice := rand.New(rand.NewPCG(1, 2))
-	all := make([]request, n)
+	all := make([]Request, n)
 	for i := range all {
 		all[i] = getRange(o, dice.Int64N(int64(len(o.data))-length+1), length)
 	}
@@ -73,14 +73,14 @@ type client struct {
 }
 
 // get sends the request and checks the answer, byte for byte.
-func (c *client) get(r *request) error {
+func (c *client) get(r *Request) error {
 	if err := c.exchange(r); err != nil {
 		return fmt.Errorf("%w: %s", err, r.path)
 	}
 	return nil
 }
 
-func (c *client) exchange(r *request) error {
+func (c *client) exchange(r *Request) error {
 	start := time.Now()
 	if _, err := c.conn.Write(r.head); err != nil {
 		return err
@@ -180,7 +180,7 @@ func parseAnswer(head []byte) (answer, error) {
 }
 
 // check refuses what is not the answer to r.
-func (a answer) check(r *request) error {
+func (a answer) check(r *Request) error {
 	if a.status != r.status {
 		return fmt.Errorf("status %d, not %d", a.status, r.status)
 	}
@@ -190,24 +190,24 @@ func (a answer) check(r *request) error {
 	return nil
 }
 
-// pull is one run of a load against one address. Its figures are complete once
+// Pull is one run of a load against one address. Its figures are complete once
 // a load has returned.
-type pull struct {
-	ctx   context.Context
-	addr  string
+type Pull struct {
+	Ctx   context.Context
+	Addr  string
 	first time.Time // when clients could begin
 
-	took    time.Duration
+	Took    time.Duration
 	clients []*client
 }
 
-// load is what clients do to a peer.
-type load func(*pull) error
+// Load is what clients do to a peer.
+type Load func(*Pull) error
 
-// each has clients ask for each of the requests once, whoever is free.
+// Each has clients ask for each of the requests once, whoever is free.
 // After the limit none is begun; 0 is no limit.
-func each(clients int, limit time.Duration, requests []request) load {
-	return func(p *pull) error {
+func Each(clients int, limit time.Duration, requests []Request) Load {
+	return func(p *Pull) error {
 		var next atomic.Int64
 		return p.run(clients, func(c *client) error {
 			for p.more(limit) {
@@ -224,9 +224,9 @@ func each(clients int, limit time.Duration, requests []request) load {
 	}
 }
 
-// every has each of the clients ask for all of the requests.
-func every(clients int, requests []request) load {
-	return func(p *pull) error {
+// Every has each of the clients ask for all of the requests.
+func Every(clients int, requests []Request) Load {
+	return func(p *Pull) error {
 		return p.run(clients, func(c *client) error {
 			for i := range requests {
 				if err := c.get(&requests[i]); err != nil {
@@ -238,9 +238,9 @@ func every(clients int, requests []request) load {
 	}
 }
 
-// anyFor has clients ask for requests by chance, for that long.
-func anyFor(clients int, d time.Duration, requests []request) load {
-	return func(p *pull) error {
+// AnyFor has clients ask for requests by chance, for that long.
+func AnyFor(clients int, d time.Duration, requests []Request) Load {
+	return func(p *Pull) error {
 		return p.run(clients, func(c *client) error {
 			for p.more(d) {
 				if err := c.get(&requests[c.dice.IntN(len(requests))]); err != nil {
@@ -252,9 +252,9 @@ func anyFor(clients int, d time.Duration, requests []request) load {
 	}
 }
 
-// sequence is one load after the other.
-func sequence(loads ...load) load {
-	return func(p *pull) error {
+// Sequence is one load after the other.
+func Sequence(loads ...Load) Load {
+	return func(p *Pull) error {
 		for _, l := range loads {
 			if err := l(p); err != nil {
 				return err
@@ -265,18 +265,18 @@ func sequence(loads ...load) load {
 }
 
 // more says whether the time is not over yet.
-func (p *pull) more(limit time.Duration) bool {
+func (p *Pull) more(limit time.Duration) bool {
 	return limit == 0 || time.Since(p.first) < limit
 }
 
 // run connects clients, and lets them begin at the same time. The first error ends all of them.
-func (p *pull) run(n int, do func(*client) error) error {
+func (p *Pull) run(n int, do func(*client) error) error {
 	const readBuffer = 256 << 10
-	ctx, cancel := context.WithCancelCause(p.ctx)
+	ctx, cancel := context.WithCancelCause(p.Ctx)
 	defer cancel(nil)
 	clients := make([]*client, n)
 	for i := range clients {
-		c := &client{addr: p.addr, buf: make([]byte, readBuffer), dice: rand.New(rand.NewPCG(1, uint64(i)))}
+		c := &client{addr: p.Addr, buf: make([]byte, readBuffer), dice: rand.New(rand.NewPCG(1, uint64(i)))}
 		if err := c.dial(); err != nil {
 			return err
 		}
@@ -302,7 +302,17 @@ func (p *pull) run(n int, do func(*client) error) error {
 	p.first = time.Now()
 	close(begin)
 	all.Wait()
-	p.took += time.Since(p.first)
+	p.Took += time.Since(p.first)
 	p.clients = append(p.clients, clients...)
 	return context.Cause(ctx)
+}
+
+// Measured is what all clients have had: bytes of bodies, and for each request the time
+// to the first byte of the body and to the last.
+func (p *Pull) Measured() (bytes int64, firsts, totals []time.Duration) {
+	for _, c := range p.clients {
+		bytes += c.bytes
+		firsts, totals = append(firsts, c.firsts...), append(totals, c.totals...)
+	}
+	return bytes, firsts, totals
 }

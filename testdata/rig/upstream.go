@@ -1,4 +1,4 @@
-package main
+package rig
 
 import (
 	"bytes"
@@ -13,35 +13,38 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
-// asUpstream as the first argument makes this program the upstream, so that
+// AsUpstream as the first argument makes this program the upstream, so that
 // its CPU is not counted as that of the clients.
-const asUpstream = "upstream"
+const AsUpstream = "upstream"
 
-// knobs are how upstream behaves.
-type knobs struct {
+// Knobs are how upstream behaves.
+type Knobs struct {
 	Rate    int64         // bytes a second on one connection; 0: as fast as it goes
+	Total   int64         // and on all connections together
 	Latency time.Duration // before each answer
 }
 
-// count is what was asked of upstream for one repository.
-type count struct {
+// Count is what was asked of upstream for one repository.
+type Count struct {
 	Heads, Manifests, Blobs int
 	Bytes                   int64 // of bodies
 }
 
 // add is the sum.
-func (c count) add(o count) count {
-	return count{c.Heads + o.Heads, c.Manifests + o.Manifests, c.Blobs + o.Blobs, c.Bytes + o.Bytes}
+func (c Count) add(o Count) Count {
+	return Count{c.Heads + o.Heads, c.Manifests + o.Manifests, c.Blobs + o.Blobs, c.Bytes + o.Bytes}
 }
 
-// counts are by repository.
-type counts map[string]count
+// Counts are by repository.
+type Counts map[string]Count
 
-// total is that of all repositories.
-func (c counts) total() count {
-	var sum count
+// Total is that of all repositories.
+func (c Counts) Total() Count {
+	var sum Count
 	for _, one := range c {
 		sum = sum.add(one)
 	}
@@ -53,17 +56,18 @@ type registry struct {
 	root *os.Root
 
 	mu     sync.Mutex // guards those below
-	knobs  knobs
-	counts counts
+	knobs  Knobs
+	total  *rate.Limiter // of knobs
+	counts Counts
 }
 
-// serveUpstream serves the tree on addr until the process is killed.
-func serveUpstream(addr, dir string) error {
+// ServeUpstream serves the tree on addr until the process is killed.
+func ServeUpstream(addr, dir string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
-	return http.ListenAndServe(addr, &registry{root: root, counts: counts{}})
+	return http.ListenAndServe(addr, &registry{root: root, total: newLimiter(0), counts: Counts{}})
 }
 
 // ServeHTTP implements http.Handler.
@@ -112,7 +116,7 @@ func (u *registry) resolve(p string) (name, kind, digest string, ok bool) {
 }
 
 func (u *registry) serveFile(w http.ResponseWriter, r *http.Request, kind string, f *os.File) {
-	var one count
+	var one Count
 	switch {
 	case r.Method == http.MethodHead:
 		one.Heads = 1
@@ -122,10 +126,10 @@ func (u *registry) serveFile(w http.ResponseWriter, r *http.Request, kind string
 		one.Blobs = 1
 	}
 	u.mu.Lock()
-	knobs := u.knobs
+	knobs, total := u.knobs, u.total
 	u.mu.Unlock()
 	time.Sleep(knobs.Latency)
-	body := &pacedWriter{ResponseWriter: w, rate: knobs.Rate}
+	body := &pacedWriter{ResponseWriter: w, rate: knobs.Rate, total: total, ctx: r.Context()}
 	// Clients have their last byte before this is counted; whoever reads the
 	// counts waits for the peers to settle first.
 	defer func() {
@@ -147,15 +151,29 @@ func (u *registry) control(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		u.counts = counts{}
+		u.total, u.counts = newLimiter(u.knobs.Total), Counts{}
 	}
 	json.NewEncoder(w).Encode(u.counts)
 }
 
-// pacedWriter counts what is sent, and sends no more than rate bytes a second.
+// step is what leaves at once where all connections have a rate together.
+const step = 64 << 10
+
+// newLimiter lets bytes go at a rate; 0: as they come.
+func newLimiter(bytes int64) *rate.Limiter {
+	if bytes == 0 {
+		return rate.NewLimiter(rate.Inf, 0)
+	}
+	return rate.NewLimiter(rate.Limit(bytes), step)
+}
+
+// pacedWriter counts what is sent, and sends no more than rate bytes a second, nor more
+// than total lets go.
 type pacedWriter struct {
 	http.ResponseWriter
+	ctx   context.Context // of the request
 	rate  int64
+	total *rate.Limiter
 	bytes int64
 }
 
@@ -170,66 +188,84 @@ func (p *pacedWriter) Write(b []byte) (int, error) {
 // writer below must see an io.LimitedReader with the file itself in it.
 func (p *pacedWriter) ReadFrom(src io.Reader) (int64, error) {
 	limited, ok := src.(*io.LimitedReader)
-	if p.rate == 0 || !ok {
+	if !ok || p.rate == 0 && p.total.Limit() == rate.Inf {
 		n, err := io.Copy(p.ResponseWriter, src)
 		p.bytes += n
 		return n, err
 	}
-	const steps = 100 // a second
 	start, size := time.Now(), limited.N
 	var sent int64
 	for sent < size {
-		n, err := io.CopyN(p.ResponseWriter, limited.R, min(p.rate/steps, size-sent))
+		next := min(p.step(), size-sent)
+		if err := p.total.WaitN(p.ctx, int(next)); err != nil {
+			return sent, err
+		}
+		n, err := io.CopyN(p.ResponseWriter, limited.R, next)
 		sent += n
 		p.bytes += n
 		if err != nil {
 			return sent, err
 		}
-		time.Sleep(time.Until(start.Add(time.Duration(float64(sent) / float64(p.rate) * float64(time.Second)))))
+		if p.rate > 0 {
+			time.Sleep(time.Until(start.Add(time.Duration(float64(sent) / float64(p.rate) * float64(time.Second)))))
+		}
 	}
 	return sent, nil
 }
 
-// upstream is the process, as the benchmark sees it.
-type upstream struct{ *process }
+// step is how much leaves at once: on a connection that has a rate of its own, a hundredth
+// of what leaves in a second.
+func (p *pacedWriter) step() int64 {
+	const steps = 100
+	if p.rate == 0 {
+		return step
+	}
+	if p.total.Limit() == rate.Inf {
+		return p.rate / steps
+	}
+	return min(step, p.rate/steps)
+}
 
-// startUpstream serves the tree of a content.
-func startUpstream(ctx context.Context, dir string) (*upstream, error) {
+// Upstream is the process, as the benchmark sees it.
+type Upstream struct{ *Process }
+
+// StartUpstream serves the tree of a content.
+func StartUpstream(ctx context.Context, dir string) (*Upstream, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	addr, err := freeAddr()
+	addr, err := FreeAddr()
 	if err != nil {
 		return nil, err
 	}
-	p, err := startProcess(ctx, exec.Command(self, asUpstream, addr, dir), addr, dir+".log")
+	p, err := StartProcess(ctx, exec.Command(self, AsUpstream, addr, dir), addr, dir+".log")
 	if err != nil {
 		return nil, fmt.Errorf("upstream: %w", err)
 	}
-	return &upstream{p}, nil
+	return &Upstream{p}, nil
 }
 
-// set turns the knobs and starts counting anew.
-func (u *upstream) set(k knobs) error {
+// Set turns the knobs and starts counting anew.
+func (u *Upstream) Set(k Knobs) error {
 	body, err := json.Marshal(k)
 	if err != nil {
 		return err
 	}
-	resp, err := http.Post("http://"+u.addr+"/control", "application/json", bytes.NewReader(body))
+	resp, err := http.Post("http://"+u.Addr+"/control", "application/json", bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	return resp.Body.Close()
 }
 
-// counts are those since set.
-func (u *upstream) counts() (counts, error) {
-	resp, err := http.Get("http://" + u.addr + "/control")
+// Counts are those since set.
+func (u *Upstream) Counts() (Counts, error) {
+	resp, err := http.Get("http://" + u.Addr + "/control")
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	var c counts
+	var c Counts
 	return c, json.NewDecoder(resp.Body).Decode(&c)
 }

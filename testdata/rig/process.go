@@ -1,4 +1,4 @@
-package main
+package rig
 
 import (
 	"bytes"
@@ -21,11 +21,11 @@ import (
 // patience is how long a process may take to answer, and to end.
 const patience = 20 * time.Second
 
-// process is a program that runs, in a process group of its own with all that
+// Process is a program that runs, in a process group of its own with all that
 // it starts.
-type process struct {
-	addr string
-	idle int64 // resident bytes when it had just begun to answer
+type Process struct {
+	Addr string
+	Idle int64 // resident bytes when it had just begun to answer
 
 	cmd    *exec.Cmd
 	ended  chan struct{} // closed once it has, with err set
@@ -33,8 +33,8 @@ type process struct {
 	output string // the file with what it says
 }
 
-// freeAddr is a loopback address that nobody listens on.
-func freeAddr() (string, error) {
+// FreeAddr is a loopback address that nobody listens on.
+func FreeAddr() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
@@ -43,9 +43,9 @@ func freeAddr() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// startProcess starts cmd with what it says going to a file, and waits until it
+// StartProcess starts cmd with what it says going to a file, and waits until it
 // answers on addr.
-func startProcess(ctx context.Context, cmd *exec.Cmd, addr, output string) (*process, error) {
+func StartProcess(ctx context.Context, cmd *exec.Cmd, addr, output string) (*Process, error) {
 	log, err := os.Create(output)
 	if err != nil {
 		return nil, err
@@ -56,25 +56,25 @@ func startProcess(ctx context.Context, cmd *exec.Cmd, addr, output string) (*pro
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{addr: addr, cmd: cmd, ended: make(chan struct{}), output: output}
+	p := &Process{Addr: addr, cmd: cmd, ended: make(chan struct{}), output: output}
 	go func() { // ends with the process, which stop waits for
 		p.err = cmd.Wait()
 		close(p.ended)
 	}()
 	if err := p.waitUntilUp(ctx); err != nil {
-		p.stop()
+		p.Stop()
 		return nil, err
 	}
-	p.idle, _, err = p.memory()
+	p.Idle, _, err = p.Memory()
 	return p, err
 }
 
 // waitUntilUp waits for an answer, whichever.
-func (p *process) waitUntilUp(ctx context.Context) error {
+func (p *Process) waitUntilUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.addr+"/v2/", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.Addr+"/v2/", nil)
 		if err != nil {
 			return err
 		}
@@ -86,14 +86,14 @@ func (p *process) waitUntilUp(ctx context.Context) error {
 			said, _ := os.ReadFile(p.output)
 			return fmt.Errorf("ended at its start: %v: %s", p.err, bytes.TrimSpace(said[max(0, len(said)-2000):]))
 		case <-ctx.Done():
-			return fmt.Errorf("does not answer on %s: %w", p.addr, ctx.Err())
+			return fmt.Errorf("does not answer on %s: %w", p.Addr, ctx.Err())
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
 
-// stop ends the process and all that it has started, and waits for it.
-func (p *process) stop() {
+// Stop ends the process and all that it has started, and waits for it.
+func (p *Process) Stop() {
 	syscall.Kill(-p.cmd.Process.Pid, syscall.SIGTERM)
 	select {
 	case <-p.ended:
@@ -104,7 +104,7 @@ func (p *process) stop() {
 }
 
 // pids are those of the process group.
-func (p *process) pids() ([]int, error) {
+func (p *Process) pids() ([]int, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return nil, err
@@ -137,10 +137,10 @@ func parseStat(stat string) (pid, group int) {
 	return pid, group
 }
 
-// cpu is the time that the process and what it has started have computed: what
+// CPU is the time that the process and what it has started have computed: what
 // /proc/PID/stat has as utime and stime, in nanoseconds instead of hundredths
 // of a second.
-func (p *process) cpu() (time.Duration, error) {
+func (p *Process) CPU() (time.Duration, error) {
 	pids, err := p.pids()
 	if err != nil {
 		return 0, err
@@ -156,18 +156,18 @@ func (p *process) cpu() (time.Duration, error) {
 	return sum, nil
 }
 
-// settledCPU waits until the process is done with what is still to be done
+// SettledCPU waits until the process is done with what is still to be done
 // after the last answer, for 5 s at most.
-func (p *process) settledCPU() (time.Duration, error) {
+func (p *Process) SettledCPU() (time.Duration, error) {
 	const quiet, poll = time.Millisecond, 25 * time.Millisecond
-	last, err := p.cpu()
+	last, err := p.CPU()
 	for range 5 * time.Second / poll {
 		if err != nil {
 			return 0, err
 		}
 		time.Sleep(poll)
 		var now time.Duration
-		now, err = p.cpu()
+		now, err = p.CPU()
 		if now-last < quiet {
 			return now, err
 		}
@@ -176,8 +176,8 @@ func (p *process) settledCPU() (time.Duration, error) {
 	return last, err
 }
 
-// memory is what is resident, and what was at most.
-func (p *process) memory() (now, peak int64, err error) {
+// Memory is what is resident, and what was at most.
+func (p *Process) Memory() (now, peak int64, err error) {
 	pids, err := p.pids()
 	if err != nil {
 		return 0, 0, err
