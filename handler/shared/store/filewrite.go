@@ -18,8 +18,11 @@ import (
 )
 
 const (
-	placeTries = 5
-	lockAgain  = 5 * time.Millisecond
+	// placeTries is how often in a row others may remove a directory before something
+	// is in it: what is far more than they do is no such race.
+	placeTries = 100
+
+	lockAgain = 5 * time.Millisecond
 )
 
 // Put implements Store.
