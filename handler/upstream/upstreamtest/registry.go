@@ -95,14 +95,7 @@ func (r *Registry) listen() (net.Listener, error) {
 		return r.pipe, nil
 	}
 	if r.host != "" {
-		l, err := net.Listen("tcp", r.host)
-		for range 100 { // another process may be trying whether the port is free
-			if err == nil {
-				break
-			}
-			l, err = net.Listen("tcp", r.host)
-		}
-		return l, err
+		return net.Listen("tcp", r.host)
 	}
 	l := listenAnywhere(r.tb)
 	r.host = l.Addr().String() // never written again: they are read without mu
