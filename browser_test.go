@@ -4,9 +4,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"image"
+	"image/color"
+	"image/draw"
 	"image/png"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -140,16 +145,34 @@ func (b *browser) shoot(t *testing.T, dir, name string, height int64) {
 		if _, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, media); err != nil {
 			t.Fatal(err)
 		}
-		picture, err := png.Decode(bytes.NewReader(act(t, b, chromedp.CaptureScreenshot())))
-		if err != nil {
-			t.Fatal(err)
-		}
 		var small bytes.Buffer
-		if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, picture); err != nil {
+		picture := act(t, b, chromedp.CaptureScreenshot())
+		if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, fewColors(t, picture)); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(filepath.Join(dir, name+"-"+look.name+".png"), small.Bytes(), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// fewColors is a picture with the 256 colors of it that there are most of: the others are
+// between these, at the edges of letters, and a byte for each dot takes a third of the file.
+func fewColors(t *testing.T, encoded []byte) image.Image {
+	t.Helper()
+	picture, err := png.Decode(bytes.NewReader(encoded))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bounds := picture.Bounds()
+	dots := make(map[color.Color]int)
+	for y := bounds.Min.Y; y < bounds.Max.Y; y++ {
+		for x := bounds.Min.X; x < bounds.Max.X; x++ {
+			dots[picture.At(x, y)]++
+		}
+	}
+	palette := slices.SortedFunc(maps.Keys(dots), func(a, b color.Color) int { return dots[b] - dots[a] })
+	small := image.NewPaletted(bounds, palette[:min(len(palette), 256)])
+	draw.Draw(small, bounds, picture, bounds.Min, draw.Src)
+	return small
 }

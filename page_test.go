@@ -4,12 +4,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/opencontainers/go-digest"
@@ -99,7 +103,7 @@ func TestStatusPageWithoutScripts(t *testing.T) {
 		t.Fatalf("got %s", resp.Status)
 	}
 	for _, part := range []string{
-		"Ready.", "% of the 10 MiB", "docker.io/" + appName, "answers", "LARDER_PASSWORD</code></th><td><code>(set, not shown)", "alice", "requestid → log → audit", version(),
+		"Ready.", "% of the 10 MiB", "in 7 days", "docker.io/" + appName, "answers", "LARDER_PASSWORD</code></th><td><code>(set, not shown)", "alice", "requestid → log → audit", version(),
 		"2 of 6 answers", // the manifest by digest, after it was asked for by tag, and a layer a second time
 	} {
 		if !strings.Contains(body, part) {
@@ -179,7 +183,7 @@ func TestPagesLeadToEachOther(t *testing.T) {
 	c := stored(t, nil, small)
 	b.open(t, "http://"+c.admin+"/")
 	for _, step := range []struct{ link, shows string }{
-		{`nav a[href="/images"]`, "docker.io/" + appName}, {`nav a[href="/setup"]`, "Setup of clients"}, {`a[href="/"]`, "From the cache"}, {`nav a[href="/doctor"]`, "pull through larder"},
+		{`nav a[href="/images"]`, "docker.io/" + appName}, {`nav a[href="/setup"]`, "Setup of clients"}, {`nav a[href="/"]`, "From the cache"}, {`nav a[href="/doctor"]`, "pull through larder"},
 	} {
 		act(t, b, chromedp.Click(step.link))
 		b.until(t, fmt.Sprintf(`document.body?.innerText.includes(%q) ?? false`, step.shows))
@@ -216,56 +220,85 @@ func TestPagesKeepToTheirPolicy(t *testing.T) {
 }
 
 // TestPictures takes those in docs/screenshots anew, of a larder with something of
-// everything, if LARDER_TEST_SCREENSHOTS says where to.
+// everything, if LARDER_TEST_SCREENSHOTS says where to. It is busy before for as long as
+// LARDER_TEST_SCREENSHOTS_AFTER says, so that the charts of the last hour have something.
 func TestPictures(t *testing.T) {
 	dir := os.Getenv("LARDER_TEST_SCREENSHOTS")
 	if dir == "" {
 		t.Skip("LARDER_TEST_SCREENSHOTS is not set")
 	}
-	b := newBrowser(t)
-	hub := upstreamtest.New(t)
+	f := newFleet(t, "s3")
 	for name, value := range map[string]string{"RateLimit-Limit": "200;w=21600", "RateLimit-Remaining": "163;w=21600", "Docker-RateLimit-Source": "203.0.113.7"} {
-		hub.Fault(upstreamtest.Match{Path: "/manifests/"}, upstreamtest.SetHeader(name, value))
+		f.hub.Fault(upstreamtest.Match{Path: "/manifests/"}, upstreamtest.SetHeader(name, value))
 	}
-	hub.RequireBearer("", "", 0)
-	c := &controlled{world: &world{hub: hub, client: http.DefaultClient}}
-	c.larder = startLarder(t, nil, c.environ("LARDER_ADMIN_ADDR=127.0.0.1:0", "LARDER_UPSTREAMS=docker.io="+hub.URL+",ghcr.io="+hub.URL+",quay.io=http://127.0.0.1:1",
-		"LARDER_MAX_SIZE=64MiB", "LARDER_FETCH_CONNECTIONS=1", "LARDER_USERNAME=alice", "LARDER_PASSWORD=secret")...)
-	c.findAdmin()
+	f.hub.RequireBearer("", "", 0)
 	base := seeded(t, 1, 3<<20)
-	for i, image := range []string{"library/alpine:3.20", "library/alpine:3.21", "library/nginx:1.29", "library/redis:8", "grafana/grafana:12.1", "prom/prometheus:v3.5", "library/postgres:17", "library/golang:1.26"} {
-		name, tag, _ := strings.Cut(image, ":")
-		c.takeImage(t, name, tag, hub.AddImage(name, tag, base, seeded(t, i+10, (i*7%5+1)<<20)))
+	images := make(map[string]upstreamtest.Image)
+	for i, ref := range []string{"library/alpine:3.20", "library/alpine:3.21", "library/nginx:1.29", "library/redis:8", "grafana/grafana:12.1", "prom/prometheus:v3.5"} {
+		name, tag, _ := strings.Cut(ref, ":")
+		images[ref] = f.hub.AddImage(name, tag, base, seeded(t, i+10, (i*7%5+1)<<20))
 	}
-	c.takeImage(t, "library/redis", "8", hub.AddImage("library/redis", "8", base, seeded(t, 99, 2<<20)))
-	c.ask("/v2/quay.io/org/tool/manifests/2", "")
-	c.ask("/v2/quay.io/org/tool/manifests/2", "")
+	take := func(c *controlled, ref string) {
+		name, tag, _ := strings.Cut(ref, ":")
+		c.takeImage(t, name, tag, images[ref])
+	}
+	other := f.join(t)
+	take(other, "library/nginx:1.29")
+	other.shared(t)
+	c := f.join(t, "LARDER_UPSTREAMS=docker.io="+f.hub.URL+",ghcr.io="+f.hub.URL+",quay.io=http://127.0.0.1:1",
+		"LARDER_MAX_SIZE=64MiB", "LARDER_FETCH_CONNECTIONS=1", "LARDER_USERNAME=alice", "LARDER_PASSWORD=secret")
+	call[any](t, c, http.MethodPut, "/pin/docker.io/library/alpine:3.20", http.StatusOK)
+	for ref := range images {
+		take(c, ref)
+	}
+	busyFor, _ := time.ParseDuration(os.Getenv("LARDER_TEST_SCREENSHOTS_AFTER"))
+	again := time.NewTicker(2 * time.Second)
+	defer again.Stop()
+	for begun, i := time.Now(), 0; time.Since(begun) < busyFor; i++ {
+		if i%9 == 0 {
+			tag := fmt.Sprintf("1.%d", i/9)
+			images["org/app:"+tag] = f.hub.AddImage("org/app", tag, base, seeded(t, 1000+i, (i%4+1)<<20))
+		}
+		for ref := range images { // in no order
+			if rand.Float64() < 0.3+0.25*math.Sin(time.Since(begun).Minutes()/3) {
+				take(c, ref)
+			}
+		}
+		<-again.C
+	}
+	images["library/redis:8"] = f.hub.AddImage("library/redis", "8", base, seeded(t, 99, 2<<20))
+	for ref := range images {
+		if strings.HasPrefix(ref, "library/") {
+			take(c, ref)
+		}
+	}
+	for range 2 {
+		c.ask("/v2/quay.io/org/tool/manifests/2", "")
+	}
+	c.shared(t)
 
-	half := hub.AddImage("library/rust", "1.90", seeded(t, 50, 16<<20), seeded(t, 51, 12<<20))
+	half := f.hub.AddImage("library/rust", "1.90", seeded(t, 50, 16<<20), seeded(t, 51, 12<<20))
 	c.want(t, "/v2/library/rust/manifests/1.90", http.StatusOK, nil)
 	release := make(chan struct{})
+	f.hub.Fault(upstreamtest.Match{Path: half.Layers[0].Digest.String(), Times: 1}, upstreamtest.GateAfter(6<<20, release))
+	f.hub.Fault(upstreamtest.Match{Path: half.Layers[1].Digest.String()}, upstreamtest.GateAfter(1<<20, release))
+	first, second := "/v2/library/rust/blobs/"+half.Layers[0].Digest.String(), "/v2/library/rust/blobs/"+half.Layers[1].Digest.String()
+	sip(t, c, first, 5<<20)
+	sip(t, c, first, 1<<20)
+	var parts sync.WaitGroup
+	defer parts.Wait()
 	defer close(release)
-	hub.Fault(upstreamtest.Match{Path: half.Layers[0].Digest.String(), Times: 1}, upstreamtest.GateAfter(6<<20, release))
-	hub.Fault(upstreamtest.Match{Path: half.Layers[1].Digest.String()}, upstreamtest.GateAfter(1<<20, release))
-	sip(t, c, "/v2/library/rust/blobs/"+half.Layers[0].Digest.String(), 5<<20)
-	sip(t, c, "/v2/library/rust/blobs/"+half.Layers[0].Digest.String(), 1<<20)
 	for _, from := range []int{0, 5 << 20, 9 << 20} {
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+c.addr+"/v2/library/rust/blobs/"+half.Layers[1].Digest.String(), nil)
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, from+2<<20))
-		go func() {
-			if resp, err := http.DefaultClient.Do(req); err == nil {
-				io.Copy(io.Discard, resp.Body)
-				resp.Body.Close()
-			}
-		}()
+		parts.Go(func() { c.ask(second, fmt.Sprintf("%d-%d", from, from+2<<20)) })
 	}
+	b := newBrowser(t)
 	b.open(t, "http://"+c.admin+"/")
 	b.until(t, `document.querySelectorAll("#fills svg").length === 2 && document.querySelectorAll("#fills rect").length > 2`)
-	b.shoot(t, dir, "status", 1150)
-	b.open(t, "http://"+c.admin+"/images")
-	b.until(t, `document.querySelectorAll("table.images tbody tr").length > 8`)
+	b.shoot(t, dir, "status", 1560)
+	b.open(t, "http://"+c.admin+"/images?q=library/")
+	b.until(t, `document.querySelectorAll("table.images tbody tr").length > 5`)
 	eval[bool](t, b, `document.querySelectorAll(".moves, details ul").forEach((list) => { list.parentElement.open = true; }) === undefined`)
-	b.shoot(t, dir, "images", 800)
+	b.shoot(t, dir, "images", 900)
 }
 
 // takeImage pulls an image.

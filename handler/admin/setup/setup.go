@@ -37,9 +37,6 @@ var pageHTML string
 //go:embed page.txt
 var pageText string
 
-//go:embed style.css
-var style []byte
-
 // errHost says that a Host header is none that a client can be sent to.
 var errHost = errors.New("the Host header is neither a name nor an address")
 
@@ -61,9 +58,6 @@ func Handler(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /setup", s.page)
 	mux.HandleFunc("GET /setup/{$}", s.page)
-	mux.HandleFunc("GET /setup/style.css", func(w http.ResponseWriter, _ *http.Request) {
-		write(w, http.StatusOK, "text/css; charset=utf-8", style)
-	})
 	mux.HandleFunc("GET /setup/{file...}", s.file)
 	return mux
 }
