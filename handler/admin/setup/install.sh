@@ -109,7 +109,10 @@ tell_config_path() {
 For Kubernetes (CRI), containerd does not read these files yet: $config
 has no config_path. Write there, or into that table if there is one, and restart containerd:
 
-    version = $version
+END
+	# A second one at its end would be part of another table, or a mistake.
+	grep -q '^[[:space:]]*version[[:space:]]*=' "$config" 2>/dev/null || say "    version = $version"
+	cat <<END
     [plugins."$table".registry]
       config_path = "${dir#"$root"}"
 END

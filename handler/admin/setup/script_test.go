@@ -191,9 +191,10 @@ func TestScriptTellsWhatContainerdLacks(t *testing.T) {
 		says   []string // "": not a word
 		dir    string
 	}{
-		"nothing":          {"version = 2\n", []string{`[plugins."io.containerd.grpc.v1.cri".registry]`, `config_path = "/etc/containerd/certs.d"`}, "etc/containerd/certs.d"},
+		"no version":       {"root = \"/r\"\n", []string{"version = 2\n    [plugins.\"io.containerd.grpc.v1.cri\".registry]"}, "etc/containerd/certs.d"},
+		"nothing":          {"version = 2\n", []string{"restart containerd:\n\n    [plugins.\"io.containerd.grpc.v1.cri\".registry]", `config_path = "/etc/containerd/certs.d"`}, "etc/containerd/certs.d"},
 		"an empty path":    {"version = 2\n[x]\n config_path = \"\"\n", []string{"has no config_path"}, "etc/containerd/certs.d"},
-		"containerd 2":     {" version = 3\n", []string{`[plugins."io.containerd.cri.v1.images".registry]`, "version = 3"}, "etc/containerd/certs.d"},
+		"containerd 2":     {" version = 3\n", []string{"restart containerd:\n\n    [plugins.\"io.containerd.cri.v1.images\".registry]"}, "etc/containerd/certs.d"},
 		"there":            {"[x]\n  config_path = \"/etc/containerd/certs.d\"\n", nil, "etc/containerd/certs.d"},
 		"elsewhere, first": {"[x]\n  config_path = '/opt/hosts:/etc/docker/certs.d' # ours\n", nil, "opt/hosts"},
 		"old mirrors":      {"[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors]\n", []string{"remove its tables registry.mirrors"}, "etc/containerd/certs.d"},
