@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -32,10 +33,13 @@ func (c *config) askAdmin(ctx context.Context, method, path string, query url.Va
 	}
 	transport := &http.Transport{DisableKeepAlives: true}
 	resp, err := transport.RoundTrip(req)
-	if err == nil && resp.StatusCode == http.StatusUnauthorized {
+	if err != nil {
+		return nil, fmt.Errorf("no larder answers at LARDER_ADMIN_ADDR: %w", err)
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
 		return nil, errors.Join(errLogin, resp.Body.Close())
 	}
-	return resp, err
+	return resp, nil
 }
 
 // reachable is an address to connect to, for one to listen on.

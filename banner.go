@@ -31,7 +31,7 @@ func (p *program) greet(ctx context.Context) {
 		addr := shortAddr(p.servers[1].listener.Addr())
 		adminAddr = "http://" + addr + "/"
 		next = fmt.Sprintf("containerd on this machine:  curl -fsS %[1]s/setup/containerd.sh | sudo sh\n"+
-			"  other clients:               http://%[1]s/setup\n  if something is wrong:       larder doctor", addr)
+			"  other clients:               http://%[1]s/setup\n  if something is wrong:       %[2]s doctor", addr, os.Args[0])
 	}
 	var upstreams []string
 	for _, r := range p.cfg.upstreams {

@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -58,6 +59,9 @@ func command(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 	if len(args) == 0 {
 		return run(ctx, environ, stdout, stderr)
 	}
+	if args[0] == "help" || slices.Contains([]string{"-h", "-help", "--help"}, args[len(args)-1]) {
+		return help(environ, stdout)
+	}
 	if args[0] == "warm" {
 		return warmCommand(ctx, args[1:], environ, stdout)
 	}
@@ -74,8 +78,6 @@ func command(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 	case "version", "-version", "--version":
 		_, err := fmt.Fprintln(stdout, "larder", version())
 		return err
-	case "help", "-h", "-help", "--help":
-		return help(environ, stdout)
 	default:
 		return unknownCommand(args[0])
 	}

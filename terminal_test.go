@@ -46,13 +46,14 @@ func TestGreetingOnATerminal(t *testing.T) {
 	t.Parallel()
 	l := newLarder(t, nil, []string{"LARDER_ADMIN_ADDR=" + freeAddr(t), "LARDER_UPSTREAMS=docker.io,ghcr.io=http://127.0.0.1:1", "LARDER_MAX_SIZE=3GiB", "LARDER_SHARED=file:///mnt/larder"})
 	output, _ := onTerminal(t, 80, l.environ)
-	eventually(t, "the greeting", func() bool { return strings.Contains(output.String(), "larder doctor") })
+	eventually(t, "the greeting", func() bool { return strings.Contains(output.String(), " doctor\r\n\r\n") })
 	_, port, _ := strings.Cut(l.addr, ":")
 	_, adminPort, _ := strings.Cut(l.admin(t), ":")
 	for _, want := range []string{
 		"clients      http://localhost:" + port, "status       http://localhost:" + adminPort + "/",
 		"upstreams    docker.io, ghcr.io (http://127.0.0.1:1)", "cache        " + l.cache + ", 0B of 3GiB", "shared       file:///mnt/larder",
 		"curl -fsS localhost:" + adminPort + "/setup/containerd.sh | sudo sh", "http://localhost:" + adminPort + "/setup",
+		"if something is wrong:       " + os.Args[0] + " doctor\r\n", // as it was called
 	} {
 		if !strings.Contains(output.String(), want) {
 			t.Errorf("it does not say %q", want)
@@ -79,7 +80,7 @@ func TestNoGreetingForPrograms(t *testing.T) {
 	output, _ := onTerminal(t, 80, asked.environ)
 	asked.waitOn(t)
 	eventually(t, "the first line", func() bool { return strings.Contains(output.String(), "larder started") })
-	if text := output.String(); !strings.HasPrefix(text, `{"level":`) || strings.Contains(text, "larder doctor") {
+	if text := output.String(); !strings.HasPrefix(text, `{"level":`) || strings.Contains(text, "something is wrong") {
 		t.Errorf("who wants JSON on a terminal gets %q", text)
 	}
 }
@@ -177,6 +178,15 @@ func TestCommandLine(t *testing.T) {
 				t.Errorf("%q: %v does not name %s", args, err, name)
 			}
 		}
+	}
+	for _, args := range [][]string{{"help"}, {"-h"}, {"help", "warm"}, {"warm", "-h"}, {"doctor", "--help"}} {
+		var out bytes.Buffer
+		if err := command(t.Context(), args, nil, &out, io.Discard); err != nil || !strings.HasPrefix(out.String(), usage) {
+			t.Errorf("%q: %v, %s", args, err, &out)
+		}
+	}
+	if err := command(t.Context(), []string{"warm", "alpine"}, []string{"LARDER_ADMIN_ADDR=" + freeAddr(t)}, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "LARDER_ADMIN_ADDR") {
+		t.Errorf("warm without a larder says %v", err)
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "frobnicate")
 	cmd.Env = []string{asLarder + "=1", "HOME=" + t.TempDir()}

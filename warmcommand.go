@@ -172,7 +172,7 @@ func (v *warmView) image(img *warm.Image) {
 	}
 	switch {
 	case img.State == warm.Done && img.Matched > 0:
-		fmt.Fprintf(v.out, "%s: %d tags\n", img.Reference, img.Matched)
+		fmt.Fprintf(v.out, "%s: tags that match: %d\n", img.Reference, img.Matched)
 	case img.State == warm.Done:
 		fmt.Fprintf(v.out, "%s: warm, %s fetched, %s were there%s\n", img.Reference, human(img.Fetched), human(img.Cached), note)
 	case img.State == warm.Failed, img.State == warm.Stopped:

@@ -95,7 +95,7 @@ func isHeld(b blobcache.Item) bool { return b.Held }
 func pinnedError(what string) error {
 	return &errcode.Error{
 		Status: http.StatusConflict, Code: errcode.Denied,
-		Message: what + " is pinned, or part of what is: unpin that first, with DELETE /pin/<reference> or in LARDER_PIN",
+		Message: what + " is pinned, or part of what is: unpin that first, with DELETE /pin/… or in LARDER_PIN",
 	}
 }
 

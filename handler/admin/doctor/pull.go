@@ -82,7 +82,7 @@ func (cfg Config) tryPull(ctx context.Context, c *Check, r *upstream.Repository,
 		c.Detail = "not tried: clients must sign in, and this is none"
 	default:
 		c.Status, c.Detail = Failed, fmt.Sprintf("%s: %v", name, err)
-		c.Do = "See what is said of its upstream here, ask /why?ref=" + name + " on the admin listener, and set LARDER_DOCTOR_REFERENCE if there is no such image."
+		c.Do = "See what is said of its upstream here, ask /why?ref=" + name + " on the admin listener, and set LARDER_DOCTOR_REFERENCE, where larder runs, if there is no such image."
 	}
 }
 
