@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/docker/go-units"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -69,10 +70,18 @@ func wantConfined(t *testing.T, pod corev1.PodSpec, c corev1.Container) (environ
 	if c.LivenessProbe == nil || c.StartupProbe == nil || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().IsZero() {
 		t.Error("no probes, or no bounds of its memory")
 	}
+	bounded := false
 	for _, e := range c.Env {
+		if e.Name == "GOMEMLIMIT" {
+			bound, err := units.RAMInBytes(e.Value)
+			bounded = err == nil && bound < c.Resources.Limits.Memory().Value()
+		}
 		if e.ValueFrom == nil && strings.HasPrefix(e.Name, "LARDER_") {
 			environ = append(environ, e.Name+"="+e.Value)
 		}
+	}
+	if !bounded {
+		t.Error("the collector does not know of the memory's bound")
 	}
 	for _, m := range c.VolumeMounts {
 		if !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
@@ -110,8 +119,8 @@ func TestDaemonSet(t *testing.T) {
 	if want := "LARDER_UPSTREAMS=" + strings.Join(listed, ","); !slices.Contains(environ, want) {
 		t.Errorf("hosts.toml are written for %v, and larder has %v", listed, environ)
 	}
-	if home := find[*corev1.Namespace](t, objects).Name; set.Namespace != home {
-		t.Errorf("namespaces %s and %s", set.Namespace, home)
+	if home := find[*corev1.Namespace](t, objects); set.Namespace != home.Name || home.Labels["pod-security.kubernetes.io/enforce"] != "privileged" {
+		t.Errorf("the namespace is %s, of %v, and pods with a hostPath are for %s", home.Name, home.Labels, set.Namespace)
 	}
 }
 
