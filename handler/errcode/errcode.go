@@ -66,6 +66,7 @@ func Write(w http.ResponseWriter, r *http.Request, e *Error) {
 	if err != nil {
 		panic(err) // two strings
 	}
+	body = append(body, '\n') // for who reads it on a terminal
 	h := w.Header()
 	for _, stale := range []string{"ETag", "Docker-Content-Digest", "Cache-Status", "Warning", "Content-Range", "Accept-Ranges"} {
 		h.Del(stale)

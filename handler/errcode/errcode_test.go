@@ -18,7 +18,7 @@ func TestWrite(t *testing.T) {
 		Header:  http.Header{"Retry-After": {"7"}},
 		Err:     errors.New("secret detail"),
 	}
-	want := `{"errors":[{"code":"TOOMANYREQUESTS","message":"upstream \"docker.io\" is busy"}]}`
+	want := `{"errors":[{"code":"TOOMANYREQUESTS","message":"upstream \"docker.io\" is busy"}]}` + "\n"
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
 		rec := httptest.NewRecorder()
 		rec.Header().Set("ETag", `"sha256:abc"`) // of an answer that was not to be
