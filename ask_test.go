@@ -12,7 +12,7 @@ import (
 func TestDoctorSignsIn(t *testing.T) {
 	t.Parallel()
 	l := startLarder(t, nil, "LARDER_ADMIN_ADDR="+freeAddr(t), "LARDER_ADMIN_HTPASSWD="+passwordFile(t, "op", "s3cret"))
-	const without = "this is one without it"
+	const without = "this report is made without it"
 	var stdout, stderr bytes.Buffer
 	_ = examineAll(t.Context(), l.environ, &stdout, &stderr) // of an upstream that there may not be
 	if !strings.Contains(stderr.String(), "LARDER_ADMIN_LOGIN") || !strings.Contains(stderr.String(), without) {

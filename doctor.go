@@ -154,7 +154,7 @@ func examineAll(ctx context.Context, environ []string, stdout, stderr io.Writer)
 	defer cancel()
 	report, err := cfg.askRunning(ctx)
 	if err != nil {
-		fmt.Fprintln(stderr, "larder: no report of a running larder ("+err.Error()+"); this is one without it")
+		fmt.Fprintln(stderr, "larder: "+err.Error()+"; this report is made without it")
 		if report, err = cfg.examineWithout(ctx, environ, stderr); err != nil {
 			return err
 		}
