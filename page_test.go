@@ -4,16 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp"
 	"github.com/opencontainers/go-digest"
@@ -217,99 +212,6 @@ func TestPagesKeepToTheirPolicy(t *testing.T) {
 	}
 	b.wantComplaints(t, "connect-src")
 	call[shownImage](t, c, "GET", "/cache/app:1", http.StatusOK)
-}
-
-// TestPictures takes those in docs/screenshots anew, of a larder with something of
-// everything, if LARDER_TEST_SCREENSHOTS says where to. It is busy before for as long as
-// LARDER_TEST_SCREENSHOTS_AFTER says, so that the charts of the last hour have something.
-func TestPictures(t *testing.T) {
-	dir := os.Getenv("LARDER_TEST_SCREENSHOTS")
-	if dir == "" {
-		t.Skip("LARDER_TEST_SCREENSHOTS is not set")
-	}
-	f := newFleet(t, "s3")
-	for name, value := range map[string]string{"RateLimit-Limit": "200;w=21600", "RateLimit-Remaining": "163;w=21600", "Docker-RateLimit-Source": "203.0.113.7"} {
-		f.hub.Fault(upstreamtest.Match{Path: "/manifests/"}, upstreamtest.SetHeader(name, value))
-	}
-	f.hub.RequireBearer("", "", 0)
-	base := seeded(t, 1, 3<<20)
-	images := make(map[string]upstreamtest.Image)
-	for i, ref := range []string{"library/alpine:3.20", "library/alpine:3.21", "library/nginx:1.29", "library/redis:8", "grafana/grafana:12.1", "prom/prometheus:v3.5"} {
-		name, tag, _ := strings.Cut(ref, ":")
-		images[ref] = f.hub.AddImage(name, tag, base, seeded(t, i+10, (i*7%5+1)<<20))
-	}
-	take := func(c *controlled, ref string) {
-		name, tag, _ := strings.Cut(ref, ":")
-		c.takeImage(t, name, tag, images[ref])
-	}
-	other := f.join(t)
-	take(other, "library/nginx:1.29")
-	other.shared(t)
-	c := f.join(t, "LARDER_UPSTREAMS=docker.io="+f.hub.URL+",ghcr.io="+f.hub.URL+",quay.io=http://127.0.0.1:1",
-		"LARDER_MAX_SIZE=64MiB", "LARDER_FETCH_CONNECTIONS=1", "LARDER_USERNAME=alice", "LARDER_PASSWORD=secret")
-	call[any](t, c, http.MethodPut, "/pin/docker.io/library/alpine:3.20", http.StatusOK)
-	for ref := range images {
-		take(c, ref)
-	}
-	busyFor, _ := time.ParseDuration(os.Getenv("LARDER_TEST_SCREENSHOTS_AFTER"))
-	again := time.NewTicker(2 * time.Second)
-	defer again.Stop()
-	for begun, i := time.Now(), 0; time.Since(begun) < busyFor; i++ {
-		if i%9 == 0 {
-			tag := fmt.Sprintf("1.%d", i/9)
-			images["org/app:"+tag] = f.hub.AddImage("org/app", tag, base, seeded(t, 1000+i, (i%4+1)<<20))
-		}
-		for ref := range images { // in no order
-			if rand.Float64() < 0.3+0.25*math.Sin(time.Since(begun).Minutes()/3) {
-				take(c, ref)
-			}
-		}
-		<-again.C
-	}
-	images["library/redis:8"] = f.hub.AddImage("library/redis", "8", base, seeded(t, 99, 2<<20))
-	for ref := range images {
-		if strings.HasPrefix(ref, "library/") {
-			take(c, ref)
-		}
-	}
-	for range 2 {
-		c.ask("/v2/quay.io/org/tool/manifests/2", "")
-	}
-	c.shared(t)
-
-	half := f.hub.AddImage("library/rust", "1.90", seeded(t, 50, 16<<20), seeded(t, 51, 12<<20))
-	c.want(t, "/v2/library/rust/manifests/1.90", http.StatusOK, nil)
-	release := make(chan struct{})
-	f.hub.Fault(upstreamtest.Match{Path: half.Layers[0].Digest.String(), Times: 1}, upstreamtest.GateAfter(6<<20, release))
-	f.hub.Fault(upstreamtest.Match{Path: half.Layers[1].Digest.String()}, upstreamtest.GateAfter(1<<20, release))
-	first, second := "/v2/library/rust/blobs/"+half.Layers[0].Digest.String(), "/v2/library/rust/blobs/"+half.Layers[1].Digest.String()
-	sip(t, c, first, 5<<20)
-	sip(t, c, first, 1<<20)
-	var parts sync.WaitGroup
-	defer parts.Wait()
-	defer close(release)
-	for _, from := range []int{0, 5 << 20, 9 << 20} {
-		parts.Go(func() { c.ask(second, fmt.Sprintf("%d-%d", from, from+2<<20)) })
-	}
-	b := newBrowser(t)
-	b.open(t, "http://"+c.admin+"/")
-	b.until(t, `document.querySelectorAll("#fills svg").length === 2 && document.querySelectorAll("#fills rect").length > 2`)
-	b.shoot(t, dir, "status", 1560)
-	b.open(t, "http://"+c.admin+"/images?q=library/")
-	b.until(t, `document.querySelectorAll("table.images tbody tr").length > 5`)
-	eval[bool](t, b, `document.querySelectorAll(".moves, details ul").forEach((list) => { list.parentElement.open = true; }) === undefined`)
-	b.shoot(t, dir, "images", 900)
-}
-
-// takeImage pulls an image.
-func (c *controlled) takeImage(t *testing.T, name, tag string, img upstreamtest.Image) {
-	t.Helper()
-	c.want(t, "/v2/"+name+"/manifests/"+tag, http.StatusOK, img.Body)
-	for range 2 {
-		for _, blob := range append(img.Layers, img.Config) {
-			c.want(t, "/v2/"+name+"/blobs/"+blob.Digest.String(), http.StatusOK, nil)
-		}
-	}
 }
 
 // TestPagesDoNotHoldUpTheEnd has a page listen when larder stops.
