@@ -93,7 +93,12 @@ func TestStatusPageWithoutScripts(t *testing.T) {
 	t.Parallel()
 	c := stored(t, []string{"LARDER_USERNAME=alice", "LARDER_PASSWORD=swordfish", "LARDER_MAX_SIZE=10MiB"}, usual, small)
 	c.want(t, c.blob(), http.StatusOK, nil)
-	resp, body := ask(t, http.DefaultClient, "GET", "http://"+c.admin+"/", "", "")
+	var resp *http.Response
+	var body string
+	eventually(t, "all answers to be counted", func() bool { // which is after they were sent
+		resp, body = ask(t, http.DefaultClient, "GET", "http://"+c.admin+"/", "", "")
+		return strings.Contains(body, "of 6 answers")
+	})
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/html; charset=utf-8" {
 		t.Fatalf("got %s", resp.Status)
 	}
