@@ -82,13 +82,14 @@ func (s *shop) take(t *testing.T, c *controlled, prefix string) {
 	}
 }
 
-// keepBusy pulls some images every other second, of which a new one comes now and then.
+// keepBusy pulls some images every other second. One of them has a successor now and then.
 func (s *shop) keepBusy(t *testing.T, c *controlled, busy time.Duration) {
 	t.Helper()
 	again := time.NewTicker(2 * time.Second)
 	defer again.Stop()
 	for begun, i := time.Now(), 0; time.Since(begun) < busy; i++ {
 		if i%9 == 0 {
+			delete(s.images, fmt.Sprintf("org/app:1.%d", i/9-1))
 			s.add(t, fmt.Sprintf("org/app:1.%d", i/9), 1000+i)
 		}
 		for ref := range s.images {
