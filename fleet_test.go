@@ -137,6 +137,14 @@ func TestSecondLarderPullsWhatTheFirstHasWithUpstreamStopped(t *testing.T) {
 			}
 			second.pull(t, "by the second, with the registry stopped")
 			second.wantRightCache(t)
+			for outcome, want := range map[string]*controlled{"miss": first, "shared": second} {
+				for _, c := range []*controlled{first, second} {
+					label := `kind="blob",outcome="` + outcome + `"`
+					if n := c.metric(t, "larder_sent_bytes_total", label); (n >= 21_000_000) != (c == want) || c != want && n > 0 {
+						t.Errorf("%d bytes of blobs were %s, of the second larder: %v", n, outcome, c == second)
+					}
+				}
+			}
 			// What a warm disk has is asked of nobody.
 			before := second.metric(t, "larder_shared_requests_total", "")
 			for _, path := range second.everything()[1:] {

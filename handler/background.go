@@ -73,7 +73,8 @@ func isDigest(reference string) bool { return strings.Contains(reference, ":") }
 // blobcache.Cache.Fill.
 func (h *Handler) Fill(ctx context.Context, repo *upstream.Repository, d digest.Digest, arrived func(have, size int64)) (blobcache.Outcome, error) {
 	for {
-		outcome, err := h.blobs.Fill(ctx, d, h.source(repo.Anew(), d, shared.Whole), arrived)
+		src, _ := h.source(repo.Anew(), d, shared.Whole)
+		outcome, err := h.blobs.Fill(ctx, d, src, arrived)
 		if !ofOthers(err, repo) {
 			return outcome, err
 		}
