@@ -20,6 +20,7 @@ import (
 	"larder/handler/shared/store"
 	"larder/handler/shared/storetest"
 	"larder/handler/upstream/upstreamtest"
+	"larder/handler/warm"
 )
 
 // fleet is larders that share a store, in front of a registry that a test spoils.
@@ -137,6 +138,14 @@ func TestSecondLarderPullsWhatTheFirstHasWithUpstreamStopped(t *testing.T) {
 			}
 			second.pull(t, "by the second, with the registry stopped")
 			second.wantRightCache(t)
+			for outcome, want := range map[string]*controlled{"miss": first, "shared": second} {
+				for _, c := range []*controlled{first, second} {
+					label := `kind="blob",outcome="` + outcome + `"`
+					if n := c.metric(t, "larder_sent_bytes_total", label); (n >= 21_000_000) != (c == want) || c != want && n > 0 {
+						t.Errorf("%d bytes of blobs were %s, of the second larder: %v", n, outcome, c == second)
+					}
+				}
+			}
 			// What a warm disk has is asked of nobody.
 			before := second.metric(t, "larder_shared_requests_total", "")
 			for _, path := range second.everything()[1:] {
@@ -403,6 +412,36 @@ func TestRedirectToAWrongObjectEnds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The last pulls of a rate limit are for clients: what the store has takes none.
+func TestWarmingFromTheStoreTakesNothingOfTheRateLimit(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "file", usual)
+	first := f.join(t)
+	first.pull(t, "by the first")
+	first.shared(t)
+	f.hub.AddImage("library/other", "1", seeded(t, 1, small))
+	f.hub.Fault(upstreamtest.Match{}, upstreamtest.SetHeader("ratelimit-remaining", "1;w=21600"))
+	second := f.join(t, "LARDER_SHARED_TIMEOUT=20s") // a busy machine is no slow store
+	if a := second.ask("/v2/library/other/manifests/1", ""); a.status != http.StatusOK { // which tells of the limit
+		t.Fatalf("got %v", a)
+	}
+	f.hub.Reset()
+	for _, reference := range []string{"app:1", "app@" + f.img.Manifest.String()} {
+		if s, img := last(second.order(t, "", reference), "docker.io/library/"+reference); s.State != warm.Done {
+			t.Errorf("%s: %+v, %+v", reference, s, img)
+		}
+	}
+	if s, img := last(second.order(t, "", "other:2"), "docker.io/library/other:2"); s.State != warm.Failed || !strings.Contains(img.Error, "rate limit") {
+		t.Errorf("what nobody has: %+v, %+v", s, img)
+	}
+	for _, req := range f.hub.Requests() {
+		if strings.Contains(req.Path, "/manifests/") || strings.Contains(req.Path, "/blobs/") {
+			t.Errorf("the registry was asked: %s %s", req.Method, req.Path)
+		}
+	}
+	second.wantRightCache(t)
 }
 
 func TestPrivateRepositoriesStayOutOfTheStore(t *testing.T) {

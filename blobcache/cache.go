@@ -56,17 +56,19 @@ type Fetch func(ctx context.Context, offset, length int64) (body io.ReadCloser, 
 type Outcome uint8
 
 // A blob was on disk, was on its way already, had to be fetched, or is passed on
-// without being kept.
+// without being kept. Of one that had to be fetched, who has given the Source may know
+// that it is from what caches share.
 const (
 	Hit Outcome = iota
 	Join
 	Miss
 	Pass
+	Shared
 )
 
 // String returns the word that headers, metrics and logs use.
 func (o Outcome) String() string {
-	return [...]string{"hit", "join", "miss", "pass"}[o]
+	return [...]string{"hit", "join", "miss", "pass", "shared"}[o]
 }
 
 // Source is where a blob comes from, and for whom it is kept.

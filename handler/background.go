@@ -25,7 +25,7 @@ const maxTags = 9 << 20
 // valid, but that the last pulls of a rate limit are left to clients. As theirs, it
 // is a use of the whole image.
 func (h *Handler) Manifest(ctx context.Context, repo *upstream.Repository, reference string) (*manifestcache.Manifest, []byte, error) {
-	if err := h.upstreams.Spare(repo.String()); err != nil && !h.knows(repo, reference) {
+	if err := h.upstreams.Spare(repo.String()); err != nil && !h.knows(repo, reference) && !h.sharesManifest(ctx, repo, reference) {
 		return nil, nil, err
 	}
 	m, err := h.manifest(ctx, repo, reference)
@@ -48,6 +48,30 @@ func (h *Handler) knows(repo *upstream.Repository, reference string) bool {
 	}
 	_, ok := h.manifests.Manifest(digest.Digest(reference))
 	return ok
+}
+
+// sharesManifest reports whether that is because the fleet's store has what it leads to.
+func (h *Handler) sharesManifest(ctx context.Context, repo *upstream.Repository, reference string) bool {
+	if h.shared == nil {
+		return false
+	}
+	ctx, cancel := context.WithCancel(ctx) // the end of the question
+	defer cancel()
+	ctx = h.shared.Question(ctx)
+	d := digest.Digest(reference)
+	if !isDigest(reference) {
+		desc, _, ok := h.shared.Tag(ctx, repo.String(), reference)
+		if !ok {
+			return false
+		}
+		d = desc.Digest
+	}
+	_, _, entitled := h.shared.Right(ctx, repo.String(), d)
+	if !entitled {
+		return false
+	}
+	_, _, there := h.shared.Manifest(ctx, repo.String(), d)
+	return there
 }
 
 // manifest is what a client gets for a valid reference.
@@ -73,7 +97,8 @@ func isDigest(reference string) bool { return strings.Contains(reference, ":") }
 // blobcache.Cache.Fill.
 func (h *Handler) Fill(ctx context.Context, repo *upstream.Repository, d digest.Digest, arrived func(have, size int64)) (blobcache.Outcome, error) {
 	for {
-		outcome, err := h.blobs.Fill(ctx, d, h.source(repo.Anew(), d, shared.Whole), arrived)
+		src, _ := h.source(repo.Anew(), d, shared.Whole)
+		outcome, err := h.blobs.Fill(ctx, d, src, arrived)
 		if !ofOthers(err, repo) {
 			return outcome, err
 		}

@@ -131,7 +131,7 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 	if offset == 0 && length < 0 {
 		wanted = shared.Whole
 	}
-	src := h.source(repo, d, wanted)
+	src, isShared := h.source(repo, d, wanted)
 	for {
 		blob, err := h.blobs.GetRange(ctx, d, offset, length, src)
 		if ofOthers(err, repo) {
@@ -139,6 +139,9 @@ func (h *Handler) getBlob(ctx context.Context, repo *upstream.Repository, d dige
 		}
 		if err != nil {
 			return nil, err
+		}
+		if blob.Outcome == blobcache.Miss && isShared() {
+			blob.Outcome = blobcache.Shared
 		}
 		asked, err := h.entitled(ctx, repo, d, h.manifests.Refers(repo.String(), d))
 		if err != nil {
@@ -158,12 +161,13 @@ func ofOthers(err error, repo *upstream.Repository) bool {
 }
 
 // source is where a blob of the repository comes from, for who wants that much of it.
-func (h *Handler) source(repo *upstream.Repository, d digest.Digest, wanted shared.Wanted) blobcache.Source {
-	src := blobcache.Source{Fetch: h.fetch(repo, d), Owner: repo.String(), Wrong: repo.Distrust}
-	if h.shared != nil {
-		src = h.shareBlob(src, d, wanted)
+// When it has begun to come, isShared reports whether it does from the fleet's store.
+func (h *Handler) source(repo *upstream.Repository, d digest.Digest, wanted shared.Wanted) (src blobcache.Source, isShared func() bool) {
+	src = blobcache.Source{Fetch: h.fetch(repo, d), Owner: repo.String(), Wrong: repo.Distrust}
+	if h.shared == nil {
+		return src, func() bool { return false }
 	}
-	return src
+	return h.shareBlob(src, d, wanted)
 }
 
 // fetch gets a blob from upstream.
@@ -280,7 +284,7 @@ func (h *Handler) headBlob(ctx context.Context, w http.ResponseWriter, r *http.R
 			if size, there = h.shared.Size(ctx, repo.String(), d); !there {
 				return err
 			}
-			outcome = blobcache.Miss
+			outcome = blobcache.Shared
 		case !cached:
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -21,21 +22,31 @@ const statusRedirect = "larder; hit; detail=redirect"
 
 // shareBlob has a blob of a source fetched for the fleet, or by it. Its size, which is
 // looked for when somebody has to fetch it, is what a manifest says. For wrong bytes of
-// the fleet's, the source is not to blame.
-func (h *Handler) shareBlob(src blobcache.Source, d digest.Digest, wanted shared.Wanted) blobcache.Source {
+// the fleet's, the source is not to blame. isShared reports whether what has come so far
+// was the fleet's.
+func (h *Handler) shareBlob(src blobcache.Source, d digest.Digest, wanted shared.Wanted) (_ blobcache.Source, isShared func() bool) {
+	var came, asked atomic.Bool // some of it; the source, for some of it
+	fetch := func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
+		asked.Store(true)
+		return src.Fetch(ctx, offset, length)
+	}
 	type blob struct {
 		fetch blobcache.Fetch
 		ended func(error)
 		wrong func() bool
 	}
 	begin := sync.OnceValue(func() (b blob) {
-		b.fetch, b.ended, b.wrong = h.shared.Blob(src.Owner, d, h.manifests.BlobSize(d), wanted, src.Fetch)
+		b.fetch, b.ended, b.wrong = h.shared.Blob(src.Owner, d, h.manifests.BlobSize(d), wanted, fetch)
 		return b
 	})
 	return blobcache.Source{
 		Owner: src.Owner,
 		Fetch: func(ctx context.Context, offset, length int64) (io.ReadCloser, int64, error) {
-			return begin().fetch(ctx, offset, length)
+			body, size, err := begin().fetch(ctx, offset, length)
+			if err == nil {
+				came.Store(true)
+			}
+			return body, size, err
 		},
 		Ended: func(err error) { begin().ended(err) },
 		Wrong: func() {
@@ -43,7 +54,7 @@ func (h *Handler) shareBlob(src blobcache.Source, d digest.Digest, wanted shared
 				src.Wrong()
 			}
 		},
-	}
+	}, func() bool { return came.Load() && !asked.Load() }
 }
 
 // redirectBlob sends a client to where the fleet has a blob. It is not done if the

@@ -121,6 +121,8 @@ func blobStatus(blob *blobcache.Blob) string {
 		return "larder; fwd=uri-miss; collapsed; detail=join"
 	case blobcache.Pass:
 		return "larder; fwd=uri-miss; detail=pass"
+	case blobcache.Shared:
+		return "larder; fwd=uri-miss; stored; detail=shared"
 	default:
 		return "larder; fwd=uri-miss; stored; detail=miss"
 	}
@@ -130,7 +132,7 @@ func blobStatus(blob *blobcache.Blob) string {
 func headStatus(outcome blobcache.Outcome, asked time.Duration) string {
 	switch {
 	case outcome != blobcache.Hit:
-		return "larder; fwd=uri-miss; detail=miss"
+		return "larder; fwd=uri-miss; detail=" + outcome.String()
 	case asked > 0:
 		return statusProven
 	default:

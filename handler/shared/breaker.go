@@ -34,19 +34,19 @@ type breaker struct {
 	cause    error // of the last failure
 }
 
-// begin lets a request through, or not. One that was let through must come to an end:
-// succeed, fail or cancel.
-func (b *breaker) begin() (through bool) {
+// begin lets a request through, or not. A probe must come to an end: succeed or fail,
+// and then cancel in any case.
+func (b *breaker) begin() (through, probe bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.rest == 0 {
-		return true
+		return true, false
 	}
 	if b.probing || time.Now().Before(b.until) {
-		return false
+		return false, false
 	}
 	b.probing = true
-	return true
+	return true, true
 }
 
 // succeed closes the breaker, and reports whether it was open.
@@ -59,12 +59,12 @@ func (b *breaker) succeed() (closed bool) {
 }
 
 // fail notes that a request, put at began, had no answer. It is not believed if there
-// was an answer since; failures that overlap are one. It reports whether nobody is
-// let through from now on.
+// was an answer since; failures that overlap are one, and none of them is the probe's.
+// It reports whether nobody is let through from now on.
 func (b *breaker) fail(began time.Time, slow bool, err error) (opened bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.answered.After(began) || b.failed.After(began) && !b.probing {
+	if b.answered.After(began) || b.failed.After(began) {
 		return false
 	}
 	b.failures++
@@ -82,7 +82,7 @@ func (b *breaker) fail(began time.Time, slow bool, err error) (opened bool) {
 	return opened
 }
 
-// cancel ends a probe without a verdict.
+// cancel ends a probe, if it had no verdict.
 func (b *breaker) cancel() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

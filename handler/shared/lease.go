@@ -67,6 +67,7 @@ type lease struct {
 	mu      sync.Mutex // guards what follows
 	record  record
 	version string
+	renewed time.Time // when the store was last asked for it, and gave it; by the clock that goes on while a machine sleeps
 }
 
 func newWatch(t *Tier, what string) *watch {
@@ -111,7 +112,8 @@ func (w *watch) claim(ctx context.Context) (*lease, error) {
 	}
 	l := &lease{
 		tier: w.tier, key: leaseKey(w.what), nudge: make(chan struct{}, 1), lost: make(chan struct{}),
-		record: record{Holder: w.tier.holder, What: w.what, Began: time.Now().UTC(), Expires: leaseExpiry.Milliseconds(), Size: -1},
+		record:  record{Holder: w.tier.holder, What: w.what, Began: time.Now().UTC(), Expires: leaseExpiry.Milliseconds(), Size: -1},
+		renewed: time.Now().Round(0),
 	}
 	var err error
 	if w.there {
@@ -228,15 +230,22 @@ func (l *lease) keep(ctx context.Context) {
 
 func (l *lease) renew(ctx context.Context) error {
 	l.mu.Lock()
-	data, version := l.record.encode(), l.version
+	data, version, began := l.record.encode(), l.version, time.Now().Round(0)
 	l.mu.Unlock()
 	version, err := l.tier.replace(ctx, l.key, data, version)
 	if err == nil {
 		l.mu.Lock()
-		l.version = version
+		l.version, l.renewed = version, began
 		l.mu.Unlock()
 	}
 	return err
+}
+
+// isSure reports whether nobody else can have the lease before one request more is over.
+func (l *lease) isSure() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Now().Round(0).Sub(l.renewed).Abs()+l.tier.limit(0) < leaseExpiry
 }
 
 // release gives the lease back. It does not wait.
@@ -259,10 +268,13 @@ func (l *lease) giveBack() {
 	}
 }
 
-// done removes the lease of what nobody has to fetch any more.
+// done removes the lease of what nobody has to fetch any more. Stores can't be asked to
+// remove a certain version of an object: whether it is still this node's, a renewal tells.
+// Only a request that a store does later than it is waited for may remove another's.
 func (l *lease) done() {
-	if !l.isLost() {
-		_ = l.tier.remove(context.WithoutCancel(l.tier.ctx), l.key) // or it expires
+	ctx := context.WithoutCancel(l.tier.ctx)
+	if !l.isLost() && (l.isSure() || l.renew(ctx) == nil) {
+		_ = l.tier.remove(ctx, l.key) // or it expires
 	}
 }
 

@@ -129,6 +129,48 @@ func TestLeaseIsTakenOverWhenItIsNotRenewed(t *testing.T) {
 	})
 }
 
+// Who was too slow to keep a lease does not know that another node has it.
+func TestLateHolderLeavesTheLeaseOfTheNextAlone(t *testing.T) {
+	tests := map[string]struct {
+		after time.Duration // of which nothing was renewed, is the lease given back
+		taken bool          // somebody else has it by then
+	}{
+		"in time":          {leaseRenewal, false},
+		"late":             {2 * leaseExpiry, false},
+		"late, it is lost": {2 * leaseExpiry, true},
+	}
+	for name, test := range tests {
+		bubble(t, name, func(t *testing.T) {
+			m := &storetest.Model{}
+			one, _ := node(t, m, nil)
+			other, _ := node(t, m, nil)
+			l, err := newWatch(one, "tag x").claim(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := newWatch(other, "tag x")
+			if err := w.look(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(test.after)
+			if test.taken {
+				if _, err := w.claim(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := requests(m)
+			l.release()
+			synctest.Wait()
+			if there := exists(m, leaseKey("tag x")); there != test.taken {
+				t.Errorf("the lease is there: %v, want %v", there, test.taken)
+			}
+			if n := requests(m) - before; test.after < leaseExpiry && n != 2 { // one of them is the test's
+				t.Errorf("%d requests to give back a lease that nobody else can have", n-1)
+			}
+		})
+	}
+}
+
 func TestLeaseThatIsGivenBackWithPartsIsFreeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &storetest.Model{}

@@ -54,9 +54,13 @@ func (t *Tier) ask(ctx context.Context, op string, limit time.Duration, do func(
 // request is ask for who looks at the version.
 func (t *Tier) request(ctx context.Context, op string, limit time.Duration, do func(context.Context) error) error {
 	b := t.breakerOf(op)
-	if !b.begin() {
+	through, probe := b.begin()
+	if !through {
 		t.count.request(op, "unasked")
 		return errOut
+	}
+	if probe {
+		defer b.cancel()
 	}
 	if limit > 0 {
 		limited, cancel := context.WithTimeoutCause(ctx, limit, errSlow)
@@ -89,9 +93,7 @@ func (t *Tier) judge(ctx context.Context, op string, began time.Time, err error)
 	}
 	switch {
 	case result == "busy": // it answers, and there is nothing to find out by asking less
-		b.cancel()
 	case result == "canceled", result == "slow" && took < t.cfg.Timeout/2: // who had little time left says little about the store
-		b.cancel()
 	case result == "slow", result == "failed":
 		t.failed(op, began, result == "slow", err)
 	default:

@@ -12,7 +12,7 @@ type Stats struct {
 	Store        string // where it is, without secrets
 	ReadsOut     error  // why nothing is read from it for now; nil: it is
 	WritesOut    error  // why nothing is written
-	WrongVersion bool   // it is left alone for good
+	WrongVersion bool   // it is left alone, as something else uses it
 	Outages      int64
 	Requests     []Requests
 	Hits, Misses int64 // blobs that were to be fetched and were in the tier, or were not

@@ -66,7 +66,7 @@ func (t *Tier) Tag(ctx context.Context, repository, tag string) (desc ocispec.De
 		return desc, validated, false
 	}
 	l, err := t.readLink(ctx, repository, tag)
-	return l.Descriptor, l.Validated, err == nil
+	return l.Descriptor, l.Validated, err == nil && !t.stated.isOver(tagKey(repository, tag), l.Validated)
 }
 
 func (t *Tier) readLink(ctx context.Context, repository, tag string) (l link, err error) {
@@ -88,7 +88,7 @@ func (t *Tier) Right(ctx context.Context, repository string, d digest.Digest) (m
 	err := t.readFact(ctx, rightKey(repository, d), &r, func() bool {
 		return r.Repository == repository && r.Digest == d && isMediaType(r.MediaType)
 	})
-	return r.MediaType, r.Validated, err == nil
+	return r.MediaType, r.Validated, err == nil && !t.stated.isOver(rightKey(repository, d), r.Validated)
 }
 
 // readFact reads a small object that has to be what sound says. What is not is not
@@ -267,7 +267,7 @@ func (t *Tier) writeManifest(ctx context.Context, a manifestcache.Answer) error 
 	if !a.Fetched {
 		_, err := t.head(ctx, key)
 		if err == nil {
-			t.stated.note(key, mediaType)
+			t.stated.note(key, mediaType, time.Now())
 		}
 		if !errors.Is(err, store.ErrNotExist) {
 			return err
@@ -292,7 +292,7 @@ func (t *Tier) state(ctx context.Context, key, says string, every time.Duration,
 	}
 	err := t.put(ctx, key, bytes.NewReader(data), store.Label{Size: int64(len(data))})
 	if err == nil {
-		t.stated.note(key, says)
+		t.stated.note(key, says, time.Now())
 	}
 	return err
 }
@@ -306,8 +306,14 @@ func (t *Tier) Gone(repository, reference string) {
 	if d := digest.Digest(reference); upstream.ValidDigest(d) {
 		key = rightKey(repository, d)
 	}
+	at, again := time.Now(), true
+	t.stated.note(key, "", at)
 	t.answers.add(about(repository, reference), item{func(ctx context.Context) error {
-		t.stated.forget(key)
-		return t.remove(ctx, key)
+		t.stated.note(key, "", at) // another answer may have been on its way to the store
+		err := t.remove(ctx, key)
+		if again && err != nil && !errors.Is(err, errOut) { // others would go on with it: once more, when the store is back
+			again, err = false, errOut
+		}
+		return err
 	}, func() {}})
 }

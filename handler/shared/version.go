@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -14,7 +15,7 @@ import (
 )
 
 // ErrVersion says that the store is used by something else than this larder knows. It
-// is left alone for good.
+// is left alone, but for a look now and then whether that is still so.
 var ErrVersion = errors.New("the shared store is not of this version of larder")
 
 // version is what is known of the tier's object of this name. It is looked at before
@@ -22,16 +23,16 @@ var ErrVersion = errors.New("the shared store is not of this version of larder")
 type version struct {
 	mu       sync.Mutex // guards what follows
 	right    bool
-	wrong    bool          // for good
 	checking chan struct{} // closed when who looks has looked; nil: nobody does
+	foreign  breaker       // open while what was found was something else
 }
 
 // admit makes sure that the tier is one that this larder understands.
 func (t *Tier) admit(ctx context.Context) error {
 	for v := &t.version; ; {
 		v.mu.Lock()
-		right, wrong, checking := v.right, v.wrong, v.checking
-		mine := !right && !wrong && checking == nil
+		right, wrong, checking := v.right, v.isWrong(), v.checking
+		mine := !right && checking == nil && v.foreign.left() == 0
 		if mine {
 			checking = make(chan struct{})
 			v.checking = checking
@@ -40,15 +41,15 @@ func (t *Tier) admit(ctx context.Context) error {
 		switch {
 		case right:
 			return nil
-		case wrong:
-			return ErrVersion
 		case mine:
 			err := t.checkVersion(ctx)
 			v.mu.Lock()
-			v.right, v.wrong, v.checking = err == nil, errors.Is(err, ErrVersion), nil
+			v.right, v.checking = err == nil, nil
 			v.mu.Unlock()
 			close(checking)
 			return err
+		case wrong:
+			return ErrVersion
 		}
 		if out, _ := t.reads.stats(); out { // who looks may take long
 			return errOut
@@ -68,20 +69,13 @@ func (v *version) checkAgain() {
 	v.right = false
 }
 
-func (v *version) isWrong() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.wrong
-}
+func (v *version) isWrong() bool { return v.foreign.why() != nil }
 
 // checkVersion looks at the object, and makes it if there is none.
 func (t *Tier) checkVersion(ctx context.Context) error {
 	found, err := t.readVersion(ctx)
 	if errors.Is(err, store.ErrNotExist) {
-		err = t.makeVersion(ctx)
-		if err == nil {
-			return nil
-		}
+		found, err = content, t.makeVersion(ctx)
 		if errors.Is(err, store.ErrChanged) { // another node was first
 			found, err = t.readVersion(ctx)
 		}
@@ -90,9 +84,14 @@ func (t *Tier) checkVersion(ctx context.Context) error {
 		return fmt.Errorf("version of the shared store: %w", err)
 	}
 	if found != content {
-		t.log.Error("the shared store is left alone: it is used by something else, or by another version of larder; give this fleet a prefix of its own",
-			zap.Stringer("store", t.store), zap.String("version", found), zap.String("want", content))
+		if t.version.foreign.fail(time.Now(), true, ErrVersion) {
+			t.log.Error("the shared store is left alone: it is used by something else, or by another version of larder; give this fleet a prefix of its own",
+				zap.Stringer("store", t.store), zap.String("version", found), zap.String("want", content))
+		}
 		return ErrVersion
+	}
+	if t.version.foreign.succeed() {
+		t.log.Info("the shared store is this fleet's again", zap.Stringer("store", t.store))
 	}
 	return nil
 }

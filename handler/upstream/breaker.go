@@ -46,7 +46,8 @@ type breaker struct {
 	trips    int64
 
 	held    time.Time // upstream has said not to ask until then
-	doubted time.Time // not asked until then, as it has sent wrong bytes
+	avoided time.Time // not asked until then, as that would be in vain
+	why     error     // it would be
 }
 
 // refusal is why a question is not put.
@@ -86,8 +87,8 @@ func (b *breaker) refusal() *refusal {
 	switch {
 	case now.Before(b.held):
 		return &refusal{http.StatusTooManyRequests, b.held.Sub(now), errors.New("upstream answered 429")}
-	case now.Before(b.doubted):
-		return &refusal{0, b.doubted.Sub(now), errMismatch}
+	case now.Before(b.avoided):
+		return &refusal{0, b.avoided.Sub(now), b.why}
 	case b.rest == 0:
 		return nil
 	case now.Before(b.until):
@@ -105,7 +106,7 @@ func (b *breaker) succeed() (closed, forget bool) {
 	defer b.mu.Unlock()
 	closed = b.rest > 0
 	b.failures, b.rest, b.probing, b.answered = 0, 0, false, time.Now()
-	return closed, !b.answered.Before(b.held) && !b.answered.Before(b.doubted)
+	return closed, !b.answered.Before(b.held) && !b.answered.Before(b.avoided)
 }
 
 // fail notes that a question had no answer. It is not believed if there was an
@@ -158,12 +159,16 @@ func (b *breaker) hold(d time.Duration) {
 	b.held = time.Now().Add(d)
 }
 
-// distrust lets nobody through for as long as what is sent may be wrong.
-func (b *breaker) distrust(d time.Duration) {
+// avoid lets nobody through for as long as an answer would be of no use. It reports
+// whether that, or why, is news.
+func (b *breaker) avoid(d time.Duration, why error) (news bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.failures, b.cause = max(b.failures, 1), errMismatch
-	b.doubted = time.Now().Add(d)
+	news = b.why == nil || b.why.Error() != why.Error()
+	if until := time.Now().Add(d); until.After(b.avoided) {
+		b.avoided, b.why = until, why
+	}
+	return news
 }
 
 func (b *breaker) failing() bool {
@@ -188,14 +193,14 @@ func (b *breaker) over() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	return !now.Before(b.held) && !now.Before(b.doubted) && !now.Before(b.until) && !b.probing
+	return !now.Before(b.held) && !now.Before(b.avoided) && !now.Before(b.until) && !b.probing
 }
 
 func (b *breaker) stats() (open bool, trips int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	return b.rest > 0 || now.Before(b.held) || now.Before(b.doubted), b.trips
+	return b.rest > 0 || now.Before(b.held) || now.Before(b.avoided), b.trips
 }
 
 // refuse is the Error of a question that was not put. It says when to ask again.

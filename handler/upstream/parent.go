@@ -22,6 +22,10 @@ const (
 	// distrust is how long a parent is not asked about a repository of which it has
 	// sent wrong bytes.
 	distrust = 10 * time.Minute
+
+	// refusedFor is how long it is not asked about one that it has refused: each question
+	// would cost a little, but that may soon be mended.
+	refusedFor = time.Minute
 )
 
 // ParseParent reads where a parent is: a larder that is asked before the registries.
@@ -103,6 +107,20 @@ func cacheStatus(values []string) httpsfv.List {
 	return list
 }
 
+// refuses reports whether a no is about all of a repository, or about who asks, and not
+// about one thing that is not there. A larder that answers a HEAD has no room for the
+// code: what is not there for others it says that it has asked for.
+func (e *Error) refuses() bool {
+	switch {
+	case e.denied():
+		return true
+	case e.Status != http.StatusNotFound, forwarded(e.Header["Cache-Status"], e.Status):
+		return false
+	default:
+		return e.Code == "NAME_UNKNOWN" || e.Code == "" && len(hops(e.Header["Via"])) > 0
+	}
+}
+
 // relay is what a parent has said of its answers to the questions of one Repository.
 type relay struct {
 	mu     sync.Mutex // guards what follows
@@ -166,7 +184,7 @@ func (r *Repository) Distrust() {
 	p := r.relay.place
 	r.relay.mu.Unlock()
 	if p != nil {
-		p.troubled(r.name).distrust(distrust)
+		p.troubled(r.name).avoid(distrust, errMismatch)
 		p.log.Error("the parent has sent wrong bytes; it is left alone about a repository", zap.String("repository", r.name), zap.Duration("for", distrust))
 	}
 }

@@ -245,6 +245,10 @@ func (p *place) judge(repository string, e *Error) {
 	case e.hold > 0:
 		p.troubled(repository).hold(e.hold)
 		p.log.Warn("upstream limits how often it may be asked", zap.String("repository", repository), zap.Duration("for", e.hold))
+	case p.parent && e.refuses():
+		if p.troubled(repository).avoid(refusedFor, e.cause()) {
+			p.log.Warn("the parent refuses; the registry is asked about a repository", zap.String("repository", repository), zap.Error(e))
+		}
 	case !e.failed():
 		p.wellAgain(repository)
 	case e.Status == 0 || e.Op == opHandshake:

@@ -39,12 +39,12 @@ func requests() (tags, blobs, all []request) {
 	return tags, blobs, append(all, blobs...)
 }
 
-// load sends a request each millisecond, one after the other, until ctx is done,
+// load sends a request each millisecond, one after the other, until ctx is done, one at least,
 // and returns how long each took.
 func (l *larder) load(ctx context.Context, all []request) (took []time.Duration, err error) {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for i := 0; ctx.Err() == nil; i++ {
+	for i := 0; i == 0 || ctx.Err() == nil; i++ {
 		<-tick.C
 		began := time.Now()
 		if r := all[i%len(all)]; err == nil {
