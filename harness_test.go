@@ -43,7 +43,11 @@ func TestMain(m *testing.M) {
 	if n := runtime.GOMAXPROCS(0); flag.Lookup("test.parallel").Value.String() == strconv.Itoa(n) {
 		flag.Set("test.parallel", strconv.Itoa(3*n)) // they wait more than they compute
 	}
-	// os/signal's goroutine stays, once there is one.
+	// These stay, once they are there: a port, and os/signal's goroutine.
+	if err := upstreamtest.TakePorts(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
 	signal.Stop(signals)

@@ -86,7 +86,7 @@ func TestManifestThatNamesNonsense(t *testing.T) {
 // comes for another.
 func TestWhatNobodyAsksForIsGivenUp(t *testing.T) {
 	t.Parallel()
-	c := newControlled(t, []string{"LARDER_PREFETCH=manifest", "LARDER_PREFETCH_TIMEOUT=1s"}, usual, usual+1)
+	c := newControlled(t, []string{"LARDER_PREFETCH=manifest", "LARDER_PREFETCH_TIMEOUT=5s"}, usual, usual+1)
 	gate := make(chan struct{})
 	remove := c.hub.Fault(upstreamtest.Match{Path: "/blobs/"}, upstreamtest.GateAfter(100<<10, gate))
 	c.want(t, appTag, http.StatusOK, c.img.Body)

@@ -30,6 +30,13 @@ var guard = sync.OnceValues(func() (net.Listener, error) {
 	return nil, errors.New("other processes have all ports")
 })
 
+// TakePorts takes the block of this process, which else is taken when a port is first
+// asked for. It is for who counts open files before that.
+func TakePorts() error {
+	_, err := guard()
+	return err
+}
+
 // handedOut counts how often a port of the block was taken. They go around, so that each
 // has rested for long when it is taken again.
 var handedOut atomic.Int64
