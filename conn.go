@@ -94,15 +94,11 @@ func (c *conn) Write(p []byte) (int, error) {
 // ReadFrom implements io.ReaderFrom: what comes from a file is sent by the kernel.
 // That is no more than a piece at a time (see middleware.Recorder).
 func (c *conn) ReadFrom(src io.Reader) (int64, error) {
-	if err := c.push(); err != nil {
+	if err := c.uncork(); err != nil {
 		return 0, err
 	}
-	if c.held != nil {
-		err := c.sendMore(c.held.buf[:c.held.n])
-		c.release()
-		if err != nil {
-			return 0, err
-		}
+	if err := c.push(); err != nil {
+		return 0, err
 	}
 	return c.TCPConn.ReadFrom(src)
 }

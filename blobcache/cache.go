@@ -89,8 +89,8 @@ type Blob struct {
 	// Content must be closed, when nobody reads it any more. It has a method
 	// SendTo(w io.Writer, n int64) (int64, error) that sends the next n bytes
 	// without copying: from the file or from memory, or as they arrive; then reads
-	// wait for them, but no longer than the context given to Get. If nothing has
-	// to be waited for, it has AtHand() bool too, which says so.
+	// wait for them, but no longer than the context given to Get. What is in memory
+	// has InMemory() bool too, which says so.
 	Content io.ReadSeekCloser
 	Size    int64 // -1: not known before the end; Content can't seek then
 	Outcome Outcome
@@ -135,7 +135,6 @@ type Cache struct {
 	wg     sync.WaitGroup    // the fills
 	due    ttl.Queue[*entry] // by the end of their life
 	bufs   sync.Pool         // of *[]byte, chunk long
-	parts  sync.Pool         // of *[small]byte
 	count  counters
 	sizes  sizes        // immutable after Open
 	seed   maphash.Seed // of seals
@@ -230,7 +229,6 @@ func Open(root *os.Root, cfg Config) (*Cache, error) {
 		budget:    newBudget(cfg, total),
 	}
 	c.bufs.New = func() any { b := make([]byte, chunk); return &b }
-	c.parts.New = func() any { return new([small]byte) }
 	if !cfg.Pins {
 		close(c.pinned)
 	}

@@ -71,7 +71,6 @@ func New(cfg Config) *Handler {
 
 // ServeHTTP answers a request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	if answer := h.upstreams.Answer(r.Header["Via"]); answer != nil {
 		w.Header()["Via"] = answer
 	}
@@ -80,10 +79,18 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		t = h.identify(r.Context(), r)
 		r = r.WithContext(t)
 	}
+	if t.kind != kindManifest && t.kind != kindBlob {
+		announce(w.Header())
+	}
 	if err := h.serve(w, r, t); err != nil {
+		announce(w.Header())
 		h.fail(w, r, t.note, err)
 	}
 }
+
+// announce says that this is a registry, to whoever asks for that. Content goes
+// without: it would be the ninth header, for which their map has to grow.
+func announce(header http.Header) { header.Set("Docker-Distribution-Api-Version", "registry/2.0") }
 
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, t *target) error {
 	if t.ns != "" && t.repo != nil {

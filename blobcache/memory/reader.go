@@ -28,8 +28,8 @@ func (r *Reader) SendTo(w io.Writer, n int64) (int64, error) {
 	return sent, err
 }
 
-// AtHand reports that nobody has to wait for it.
-func (r *Reader) AtHand() bool { return true }
+// InMemory says that it can leave together with a header.
+func (r *Reader) InMemory() bool { return true }
 
 // Close has nothing to do: the bytes are shared.
 func (r *Reader) Close() error { return nil }

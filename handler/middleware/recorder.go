@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"time"
 )
@@ -109,7 +108,7 @@ func (rec *Recorder) ReadFrom(src io.Reader) (sent int64, err error) {
 	}
 	for limited.N > 0 && err == nil {
 		rec.begin()
-		if rec.bytes == 0 && rec.conn != nil && atHand(limited.R) {
+		if rec.bytes == 0 && rec.conn != nil && inMemory(limited.R) {
 			rec.conn.Cork()
 		}
 		n := min(limited.N, piece)
@@ -129,13 +128,14 @@ func (rec *Recorder) ReadFrom(src io.Reader) (sent int64, err error) {
 	return sent, err
 }
 
-// atHand reports whether content need not be waited for.
-func atHand(r io.Reader) bool {
+// inMemory reports whether content can leave together with the header. What the
+// kernel sends from a file does not: held back for it, a header costs more than by itself.
+func inMemory(r io.Reader) bool {
 	switch r := r.(type) {
-	case *os.File, *bytes.Reader:
+	case *bytes.Reader:
 		return true
-	case interface{ AtHand() bool }:
-		return r.AtHand()
+	case interface{ InMemory() bool }:
+		return r.InMemory()
 	default:
 		return false
 	}
