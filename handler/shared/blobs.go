@@ -53,8 +53,7 @@ type fill struct {
 	way       way
 	size      int64         // -1: not known
 	decided   chan struct{} // closed when way is known; nil: nobody has asked
-	debt      time.Duration // what the store has cost beyond what the bytes need
-	spent     time.Time     // when that was last reckoned
+	cost      cost          // of the store, for this blob
 	used      bool          // bytes have come from the tier
 	read      int64         // so many
 	version   string        // of the object they came from; "": of none
@@ -67,6 +66,8 @@ type fill struct {
 	looked   chan struct{} // closed and replaced when he has
 	progress progress      // of who is followed
 	busy     time.Time     // since when the store has only said that it has too much to do
+	owed     bool          // the next piece comes from upstream
+	pieces   int           // so many have, in a row
 }
 
 // Blob is where a blob comes from that the local cache does not have, for one fill: from
@@ -102,6 +103,8 @@ func (f *fill) fetch(ctx context.Context, offset, length int64) (io.ReadCloser, 
 	}
 	if b.source != nil && b.source.upstream {
 		f.believe(b.source.size)
+	}
+	if b.source != nil && b.source.upstream && b.source.end == end {
 		return b.source.ReadCloser, b.source.size, nil // as it comes
 	}
 	b.begun = true
@@ -150,23 +153,29 @@ func (f *fill) find(ctx context.Context, offset, end int64) *source {
 	for isBusy(err) && f.later(ctx) {
 		src, err = f.openObject(ctx, offset, end)
 	}
+	size := f.knownSize()
+	leased := f.wanted == Whole && (size < 0 || size >= f.tier.sizes.leased) && !f.tier.unleased.Load()
+	absent := errors.Is(err, store.ErrNotExist)
+	if absent {
+		f.tier.count.misses.Add(1)
+	}
 	switch {
 	case err == nil:
 		f.tier.count.hits.Add(1)
 		f.setWay(stored)
 		return src
-	case !errors.Is(err, store.ErrNotExist):
-		f.setWay(direct)
-		return nil
-	}
-	f.tier.count.misses.Add(1)
-	if size := f.knownSize(); f.wanted == Part || size >= 0 && size < f.tier.sizes.leased || f.tier.unleased.Load() {
+	case !leased, !absent && !f.isWorthwhile(err):
 		f.setWay(direct)
 		return nil
 	}
 	f.watch = newWatch(f.tier, "blob "+f.digest.String())
+	if !absent { // the lease tells, if it is there
+		f.setWay(followed)
+		f.bridge()
+		return nil
+	}
 	began := time.Now()
-	_ = f.within(ctx, began, f.lease)
+	f.conclude(ctx, f.within(ctx, began, f.lease))
 	f.spend(began, 0)
 	return nil
 }
@@ -326,26 +335,4 @@ func (f *fill) knownSize() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.size
-}
-
-// left is how much longer the store may keep the fill waiting.
-func (f *fill) left() time.Duration {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.tier.cfg.Timeout - f.debt
-}
-
-// spend notes that the store has been waited for since began, and has brought n bytes.
-// What it takes too long for some it may make good with others, but not before. Who
-// waits at the same time waits once.
-func (f *fill) spend(began time.Time, n int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.read += int64(n)
-	now := time.Now()
-	if f.spent.After(began) {
-		began = f.spent
-	}
-	f.debt = max(f.debt+now.Sub(began)-time.Duration(n)*time.Second/leastRate, 0)
-	f.spent = now
 }

@@ -339,5 +339,17 @@ func TestWhatTheTierMayCostIsReckonedByTheClock(t *testing.T) {
 		wantLeft(timeout - time.Second/2)
 		f.spend(time.Now(), 100<<20)
 		wantLeft(timeout) // and no more than that, whatever has come
+		began = time.Now()
+		time.Sleep(time.Hour)
+		f.spend(began, 0)
+		wantLeft(mostLate*timeout - time.Hour)
+		other := &fill{tier: tier}
+		began = time.Now()
+		time.Sleep(2 * timeout)
+		other.spend(began, 0)
+		f.spend(time.Now(), 2<<20) // an outage of an hour is forgotten when something comes
+		if left := other.left(); left != timeout {
+			t.Errorf("%v left for who was late by more than that, of a store that brings bytes; want %v", left, timeout)
+		}
 	})
 }

@@ -87,7 +87,9 @@ func (b *originBody) Read(p []byte) (int, error) {
 	b.o.mu.Lock()
 	b.o.sent = append(b.o.sent, [2]int64{b.at, b.at + int64(n)})
 	b.o.mu.Unlock()
-	b.at += int64(n)
+	if b.at += int64(n); b.at == b.end {
+		return n, io.EOF // with the last bytes, as HTTP does
+	}
 	return n, nil
 }
 

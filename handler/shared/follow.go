@@ -67,7 +67,7 @@ func (f *fill) await(ctx context.Context) error {
 	began := time.Now()
 	err := f.tier.pause(ctx, looks)
 	if err == nil {
-		_ = f.within(ctx, began, f.look) // it has drawn its conclusions
+		f.conclude(ctx, f.within(ctx, began, f.look))
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -84,18 +84,14 @@ func (f *fill) look(ctx context.Context) error {
 		found, err = f.isThere(ctx)
 	}
 	switch {
-	case isBusy(err):
-		f.follow()
-	case errors.Is(err, errOut), errors.Is(err, ErrVersion), f.left() <= 0:
-		f.setWay(direct)
-	case err != nil: // once is nothing
-	case found:
+	case err != nil || found:
+		return err
 	case f.watch.isFree():
 		return f.lease(ctx)
 	default:
 		f.follow()
+		return nil
 	}
-	return err
 }
 
 // lease takes the lease, if it is free, or follows who has it.
@@ -108,16 +104,33 @@ func (f *fill) lease(ctx context.Context) error {
 		}
 	}
 	switch {
-	case errors.Is(err, errHeld), isBusy(err):
+	case errors.Is(err, errHeld):
 		f.follow()
+	case isBusy(err), errors.Is(err, errSlow):
+		return err
 	case err != nil:
 		f.setWay(direct)
 		return err
-	case found:
-	default:
+	case !found:
 		f.hold(l)
 	}
 	return nil
+}
+
+// conclude decides what it means that the store has, or has not, said who fetches the
+// blob.
+func (f *fill) conclude(ctx context.Context, err error) {
+	switch {
+	case err == nil:
+		f.answered()
+	case errors.Is(err, errOut), errors.Is(err, ErrVersion), f.left() <= 0:
+		f.setWay(direct)
+	case isBusy(err):
+		f.setWay(followed)
+		f.orElse(ctx, err)
+	default: // once is nothing
+		f.setWay(followed)
+	}
 }
 
 // isThere looks whether the blob is in the tier as a whole by now, and takes it then.
@@ -193,8 +206,10 @@ func (f *fill) goesOn(r record) bool {
 	f.parts = max(f.parts, r.Parts)
 	p := &f.progress
 	p.note(r)
-	late := time.Since(p.moved) >= f.tier.cfg.Wait || !f.used && time.Since(p.began) >= firstByte
-	return f.agree(r) && !late
+	if !f.used && f.pieces == 0 && time.Since(p.began) >= firstByte {
+		f.owed = true
+	}
+	return f.agree(r) && time.Since(p.moved) < f.tier.cfg.Wait
 }
 
 // partGone decides what it means that a part could not be opened. That it is not there
@@ -215,12 +230,52 @@ func (f *fill) partGone(ctx context.Context, err error) {
 	}
 }
 
-// orElse has the fill go on from upstream if the store could not do something, or wait
-// if it can't for now.
+// orElse has the fill wait if the store can't do something for now, or go on from
+// upstream: for a piece if there is more to be had from the store, else to the end.
 func (f *fill) orElse(ctx context.Context, err error) {
-	if err != nil && !(isBusy(err) && f.later(ctx)) {
+	switch {
+	case err == nil, isBusy(err) && f.later(ctx):
+	case f.isWorthwhile(err):
+		f.bridge()
+	default:
 		f.setWay(direct)
 	}
+}
+
+// isWorthwhile reports whether to go on with a store after an error: it has much to do,
+// and has not kept the fill waiting for too long.
+func (f *fill) isWorthwhile(err error) bool {
+	f.mu.Lock()
+	tired := f.pieces >= mostLate
+	f.mu.Unlock()
+	return !tired && (isBusy(err) || errors.Is(err, errSlow) && f.left() > 0)
+}
+
+// bridge has the next piece come from upstream, and the store asked for what follows.
+func (f *fill) bridge() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.owed = true
+}
+
+// piece is how much is to come from upstream now, before the store is asked again: at
+// first what the store would have to bring in a second. Needs mu.
+func (f *fill) piece() (n int64) {
+	if !f.owed || f.way == direct {
+		return 0
+	}
+	f.owed = false
+	n = leastRate << f.pieces
+	f.pieces++
+	return n
+}
+
+// answered notes that the store has said something else than that it has too much to
+// do.
+func (f *fill) answered() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.busy = time.Time{}
 }
 
 // later reports whether to ask a store again that has too much to do: for as long as

@@ -117,12 +117,22 @@ func (p *publisher) publish() error {
 		if err := p.awaitPart(content, number); err != nil {
 			return err
 		}
-		if err := p.putPart(content, number); err != nil {
+		if err := p.patiently(func() error { return p.putPart(content, number) }); err != nil {
 			return err
 		}
 		p.lease.tell(size, number+1)
 	}
 	return p.compose(content)
+}
+
+// patiently has the store asked again while it has too much to do: others wait for what
+// this node brings, and would ask upstream.
+func (p *publisher) patiently(do func() error) error {
+	err := do()
+	for n := 0; isBusy(err) && p.tier.pause(p.ctx, n) == nil; n++ {
+		err = do()
+	}
+	return err
 }
 
 // putWhole puts a blob that is no more than a part.
@@ -133,10 +143,17 @@ func (p *publisher) putWhole(content io.ReadSeeker) error {
 	if err := p.awaitEnd(); err != nil {
 		return err
 	}
-	if _, err := content.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	return p.tier.putBlob(p.ctx, p.digest, content, p.size)
+	return p.putAll(content)
+}
+
+// putAll puts all of the blob, which has arrived.
+func (p *publisher) putAll(content io.ReadSeeker) error {
+	return p.patiently(func() error {
+		if _, err := content.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		return p.tier.putBlob(p.ctx, p.digest, content, p.size)
+	})
 }
 
 // compose makes the blob of its parts. If the store can't, or some of them may be wrong,
@@ -145,14 +162,14 @@ func (p *publisher) compose(content io.ReadSeeker) error {
 	if err := p.awaitEnd(); err != nil {
 		return err
 	}
-	if p.proves(p.size) && p.tier.compose(p.ctx, blobKey(p.digest), p.partKeys(), store.Label{Digest: p.digest, Size: p.size}) == nil {
+	composed := func() error {
+		return p.tier.compose(p.ctx, blobKey(p.digest), p.partKeys(), store.Label{Digest: p.digest, Size: p.size})
+	}
+	if p.proves(p.size) && p.patiently(composed) == nil {
 		p.tier.isShared(p.digest)
 		return nil
 	}
-	if _, err := content.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	return p.tier.putBlob(p.ctx, p.digest, content, p.size)
+	return p.putAll(content)
 }
 
 // partOf is where a part begins and ends.

@@ -46,11 +46,13 @@ func (b *stitched) Read(p []byte) (int, error) {
 		n, err := b.source.Read(p[:min(int64(len(p)), b.source.end-b.pos)])
 		b.pos += int64(n)
 		switch {
+		case b.pos >= b.source.end && b.pos < b.end:
+			b.Close()
 		case b.source.upstream && err != nil:
 			return n, err
 		case err != nil || b.pos >= b.source.end:
 			if b.pos < b.source.end { // what else is there of it is no better
-				b.fill.setWay(direct)
+				b.fill.orElse(b.ctx, err)
 			}
 			b.Close()
 		}
@@ -81,9 +83,11 @@ func (b *stitched) open() (err error) {
 	f := b.fill
 	for b.source == nil && err == nil && !b.isAtEnd() {
 		f.mu.Lock()
-		way, parts := f.way, f.parts
+		way, parts, piece := f.way, f.parts, f.piece()
 		f.mu.Unlock()
 		switch {
+		case piece > 0:
+			err = b.openUpstream(b.pos + min(piece, b.end-b.pos))
 		case way == stored:
 			var failed error
 			b.source, failed = f.openObject(b.ctx, b.pos, b.end)
@@ -95,16 +99,17 @@ func (b *stitched) open() (err error) {
 		case way == followed:
 			err = f.await(b.ctx)
 		default:
-			err = b.openUpstream()
+			err = b.openUpstream(b.end)
 		}
 	}
 	return err
 }
 
-func (b *stitched) openUpstream() error {
+// openUpstream goes on from upstream, up to end.
+func (b *stitched) openUpstream(end int64) error {
 	length := int64(-1)
-	if b.end < math.MaxInt64 {
-		length = b.end - b.pos
+	if end < math.MaxInt64 {
+		length = end - b.pos
 	}
 	body, size, err := b.fill.upstream(b.ctx, b.pos, length)
 	if err != nil {
@@ -118,7 +123,7 @@ func (b *stitched) openUpstream() error {
 		body.Close()
 		return fmt.Errorf("upstream has %d bytes, the shared store %d", size, want)
 	}
-	b.source = &source{ReadCloser: body, end: b.end, upstream: true, size: size}
+	b.source = &source{ReadCloser: body, end: end, upstream: true, size: size}
 	return nil
 }
 
@@ -164,12 +169,13 @@ func (f *fill) openStored(ctx context.Context, key string, offset, length int64)
 		return nil, info, err
 	}
 	f.spend(began, 0)
+	f.answered()
 	if err != nil {
 		cancel(nil)
 		return nil, info, err
 	}
 	f.mu.Lock()
-	f.busy = time.Time{}
+	f.pieces = 0
 	f.mu.Unlock()
 	w := &watched{ReadCloser: content, fill: f, ctx: ctx, cancel: cancel}
 	return &source{ReadCloser: w}, info, nil

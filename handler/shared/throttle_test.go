@@ -47,6 +47,30 @@ func TestBusyStoreIsAskedAgainAndUpstreamIsNot(t *testing.T) {
 	}
 }
 
+func TestBusyStoreIsWaitedForByWhoFetchesForAll(t *testing.T) {
+	for _, op := range []storetest.Op{storetest.Put, storetest.Compose} {
+		bubble(t, string(op), func(t *testing.T) {
+			m, o := quick(), newOrigin(4<<20)
+			o.rate = 2 << 20
+			began := time.Now()
+			m.Fault = func(other storetest.Op, key string) error {
+				if other == op && time.Since(began) < 5*time.Second {
+					return busy(op, key)
+				}
+				return nil
+			}
+			pullAll(t, machines(t, m, 5, nil), o)
+			o.wantSent(t, 4<<20)
+			in := m.Count().In
+			settled()
+			wantShared(t, m, o)
+			if in = m.Count().In - in; op == storetest.Compose && in > 1<<20 {
+				t.Errorf("%d bytes were put once more", in)
+			}
+		})
+	}
+}
+
 func TestStoreThatIsBusyForLongIsLeftAlone(t *testing.T) {
 	bubble(t, "", func(t *testing.T) {
 		o := newOrigin(1 << 20)
@@ -58,6 +82,34 @@ func TestStoreThatIsBusyForLongIsLeftAlone(t *testing.T) {
 		o.wantSent(t, 1<<20)
 		if asked := requests(m); asked > 12 {
 			t.Errorf("a store that is busy was asked %d times", asked)
+		}
+	})
+	bubble(t, "a large blob", func(t *testing.T) {
+		o := newOrigin(20 << 20)
+		n := newMachine(t, &storetest.Model{Fault: busy}, t.TempDir(), nil)
+		if took, most := n.pull(t, o), firstByte+(1+mostLate)*mostHold; took > most {
+			t.Errorf("took %v, want %v at most", took, most)
+		}
+		if o.wantSent(t, 20<<20); o.asks != mostLate+1 {
+			t.Errorf("upstream was asked %d times, want %d pieces and the rest", o.asks, mostLate)
+		}
+	})
+}
+
+func TestAnswerHasABusyStoreWaitedForAnew(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		tier, _ := node(t, &storetest.Model{}, nil)
+		f := &fill{tier: tier}
+		if !f.later(t.Context()) {
+			t.Error("not waited for at all")
+		}
+		time.Sleep(firstByte)
+		if f.later(t.Context()) {
+			t.Errorf("waited for after %v", firstByte)
+		}
+		f.conclude(t.Context(), nil)
+		if !f.later(t.Context()) {
+			t.Error("not waited for after an answer")
 		}
 	})
 }

@@ -55,6 +55,7 @@ type Tier struct {
 	sizes  sizes         // immutable after New
 
 	throttle      throttle
+	cost          sharedCost
 	reads, writes breaker // a store that is full can still be read
 	version       version
 	queue         queue
