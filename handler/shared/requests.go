@@ -132,7 +132,6 @@ func resultOf(ctx context.Context, err error) string {
 func (t *Tier) failed(op string, began time.Time, slow bool, err error) {
 	b := t.breakerOf(op)
 	if slow && b == &t.reads && t.cost.hasBrought(began) { // it is late with one thing of several
-		b.cancel()
 		return
 	}
 	if !b.fail(began, slow, err) {
