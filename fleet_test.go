@@ -423,7 +423,7 @@ func TestWarmingFromTheStoreTakesNothingOfTheRateLimit(t *testing.T) {
 	first.shared(t)
 	f.hub.AddImage("library/other", "1", seeded(t, 1, small))
 	f.hub.Fault(upstreamtest.Match{}, upstreamtest.SetHeader("ratelimit-remaining", "1;w=21600"))
-	second := f.join(t, "LARDER_SHARED_TIMEOUT=20s") // a busy machine is no slow store
+	second := f.join(t, "LARDER_SHARED_TIMEOUT=20s")                                     // a busy machine is no slow store
 	if a := second.ask("/v2/library/other/manifests/1", ""); a.status != http.StatusOK { // which tells of the limit
 		t.Fatalf("got %v", a)
 	}
