@@ -209,7 +209,8 @@ func (l *lease) parts() int64 {
 	return l.record.Parts
 }
 
-// keep renews the lease until ctx is done, or it is lost.
+// keep renews the lease until ctx is done, or it is lost. It comes to the end of a renewal
+// that has begun: of one that was cut off, nobody would know which version it has made.
 func (l *lease) keep(ctx context.Context) {
 	for renewed := time.Now(); ; {
 		select {
@@ -218,7 +219,7 @@ func (l *lease) keep(ctx context.Context) {
 		case <-l.nudge:
 		case <-time.After(leaseRenewal):
 		}
-		switch err := l.renew(ctx); {
+		switch err := l.renew(context.WithoutCancel(ctx)); {
 		case err == nil:
 			renewed = time.Now()
 		case errors.Is(err, store.ErrChanged), time.Since(renewed) >= leaseExpiry:

@@ -3,6 +3,7 @@ package shared
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -224,4 +225,42 @@ func TestRecordOfALeaseIsNotBelievedBlindly(t *testing.T) {
 			}
 		})
 	}
+}
+
+// slowToAnswer carries out at once what it is asked to replace, and says so late, or
+// never to who has gone.
+type slowToAnswer struct{ *storetest.Model }
+
+func (s slowToAnswer) Replace(ctx context.Context, key string, content []byte, version string) (string, error) {
+	version, err := s.Model.Replace(ctx, key, content, version)
+	select {
+	case <-time.After(time.Second):
+		return version, err
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+}
+
+func TestLeaseIsGivenBackInTheMiddleOfARenewal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &storetest.Model{}
+		one, _ := node(t, m, func(c *Config) {
+			c.Store, c.Timeout = slowToAnswer{m}, 2*leaseExpiry // who is not sure asks once more
+		})
+		l, err := newWatch(one, "blob").claim(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		keeping, stop := context.WithCancel(t.Context())
+		var kept sync.WaitGroup
+		kept.Go(func() { l.keep(keeping) })
+		l.tell(100, 0)
+		synctest.Wait() // it is being renewed
+		stop()
+		kept.Wait()
+		l.done()
+		if exists(m, leaseKey("blob")) {
+			t.Error("it is still there")
+		}
+	})
 }

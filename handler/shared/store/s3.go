@@ -134,6 +134,9 @@ func (b *s3Body) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, io.EOF
 	}
+	if err := b.ctx.Err(); err != nil { // all may be in buffers by now
+		return 0, s3Error(b.ctx, "get", b.key, err)
+	}
 	n, err := b.content.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
 	if err == io.EOF && b.left > 0 {
