@@ -111,7 +111,7 @@ has no config_path. Write there, or into that table if there is one, and restart
 
 END
 	# A second one at its end would be part of another table, or a mistake.
-	grep -q '^[[:space:]]*version[[:space:]]*=' "$config" 2>/dev/null || say "    version = $version"
+	grep -q '^[[:space:]]*version[[:space:]]*=' "$config" 2>/dev/null || say "    version = $version   # at its top"
 	cat <<END
     [plugins."$table".registry]
       config_path = "${dir#"$root"}"

@@ -191,7 +191,7 @@ func TestScriptTellsWhatContainerdLacks(t *testing.T) {
 		says   []string // "": not a word
 		dir    string
 	}{
-		"no version":       {"root = \"/r\"\n", []string{"version = 2\n    [plugins.\"io.containerd.grpc.v1.cri\".registry]"}, "etc/containerd/certs.d"},
+		"no version":       {"root = \"/r\"\n", []string{"version = 2   # at its top\n    [plugins.\"io.containerd.grpc.v1.cri\".registry]"}, "etc/containerd/certs.d"},
 		"nothing":          {"version = 2\n", []string{"restart containerd:\n\n    [plugins.\"io.containerd.grpc.v1.cri\".registry]", `config_path = "/etc/containerd/certs.d"`}, "etc/containerd/certs.d"},
 		"an empty path":    {"version = 2\n[x]\n config_path = \"\"\n", []string{"has no config_path"}, "etc/containerd/certs.d"},
 		"containerd 2":     {" version = 3\n", []string{"restart containerd:\n\n    [plugins.\"io.containerd.cri.v1.images\".registry]"}, "etc/containerd/certs.d"},
