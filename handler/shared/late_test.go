@@ -222,3 +222,38 @@ func (s *tardyLease) Create(ctx context.Context, key string, content []byte) (st
 	}
 	return s.Store.Create(ctx, key, content)
 }
+
+// ownLease is a store that gives a lease, once, and does not say so.
+type ownLease struct {
+	store.Store
+	late atomic.Bool
+}
+
+// Create implements store.Store.
+func (s *ownLease) Create(ctx context.Context, key string, content []byte) (string, error) {
+	version, err := s.Store.Create(ctx, key, content)
+	if strings.HasPrefix(key, leasesPrefix) && !s.late.Swap(true) {
+		<-ctx.Done()
+		return "", &store.Error{Op: "create", Key: key, Err: context.Cause(ctx)}
+	}
+	return version, err
+}
+
+func TestLeaseThatThisNodeHasUnawaresIsNotWaitedFor(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		n, flows := besides(t, newOrigin(1), func(s store.Store) store.Store { return &ownLease{Store: s} })
+		o := newOrigin(8 << 20)
+		if took := n.pull(t, o); took > timeout+time.Second {
+			t.Errorf("took %v, want no more than %v and what the bytes take", took, timeout)
+		}
+		<-flows
+		settled()
+		o.wantSent(t, 8<<20)
+		if s := n.Stats(); s.TakenOver > 0 || s.Leases > 0 {
+			t.Errorf("it is nobody else's: %+v", s)
+		}
+		if _, err := n.head(t.Context(), blobKey(o.digest)); err != nil {
+			t.Errorf("it is not shared: %v", err)
+		}
+	})
+}
