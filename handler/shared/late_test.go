@@ -1,6 +1,7 @@
 package shared
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"strings"
@@ -256,4 +257,49 @@ func TestLeaseThatThisNodeHasUnawaresIsNotWaitedFor(t *testing.T) {
 			t.Errorf("it is not shared: %v", err)
 		}
 	})
+}
+
+// trickling is a store that brings a little of a blob at a time.
+type trickling struct {
+	store.Store
+	o     *origin
+	pause time.Duration
+}
+
+// Get implements store.Store.
+func (s *trickling) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, store.Info, error) {
+	body, info, err := s.Store.Get(ctx, key, offset, length)
+	if err != nil || key != blobKey(s.o.digest) {
+		return body, info, err
+	}
+	rest := bytes.NewReader(s.o.data[offset:])
+	trickle := readerFunc(func(p []byte) (int, error) {
+		select {
+		case <-time.After(s.pause):
+			return rest.Read(p[:min(len(p), 1<<10)])
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	})
+	return struct {
+		io.Reader
+		io.Closer
+	}{trickle, body}, info, nil
+}
+
+func TestBlobThatTricklesIsNoOutageWhileOthersFlow(t *testing.T) {
+	const size = 8 << 20
+	for _, pause := range []time.Duration{31 * time.Millisecond, 47 * time.Millisecond, 61 * time.Millisecond} {
+		bubble(t, pause.String(), func(t *testing.T) {
+			o := newOrigin(size)
+			n, flows := besides(t, o, func(s store.Store) store.Store { return &trickling{s, o, pause} })
+			if took, most := n.pull(t, o), mostLate*timeout*3/2; took > most {
+				t.Errorf("took %v, want no more than %v", took, most)
+			}
+			if s := n.Stats(); s.Outages > 0 {
+				t.Errorf("a store that brings bytes was left alone: %v", s.ReadsOut)
+			}
+			<-flows
+		})
+	}
 }
