@@ -16,7 +16,7 @@ const (
 	stalled = 2 * time.Minute
 
 	// firstWrite is what net/http's own buffer holds, which is all that it writes
-	// of an answer before the content of a file, or with the end of a small one.
+	// of an answer at first, or of a small one at its end.
 	firstWrite = 4 << 10
 )
 
@@ -62,7 +62,7 @@ type heldBack struct {
 var heldBacks = sync.Pool{New: func() any { return new(heldBack) }}
 
 // Cork holds the next write back, if it is a small one, until the one after it or
-// the end of the answer. It is for who has all of the answer at hand.
+// the end of the answer. It is for who has all of the answer in memory.
 func (c *conn) Cork() { c.corked = true }
 
 // Write implements net.Conn.

@@ -15,8 +15,8 @@ type totals struct{ blobs, manifests total }
 
 type total struct{ requests, hits, misses, pushed atomic.Int64 }
 
-// add counts a request for a blob or manifest that was answered. Only outcomes
-// without any word from upstream are hits.
+// add counts a request for a blob or manifest that was answered. Only what was here,
+// without any word from upstream, is a hit.
 func (t *totals) add(o middleware.Observation) {
 	var of *total
 	switch o.Kind {

@@ -1,7 +1,6 @@
 package middleware
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"net"
@@ -131,14 +130,8 @@ func (rec *Recorder) ReadFrom(src io.Reader) (sent int64, err error) {
 // inMemory reports whether content can leave together with the header. What the
 // kernel sends from a file does not: held back for it, a header costs more than by itself.
 func inMemory(r io.Reader) bool {
-	switch r := r.(type) {
-	case *bytes.Reader:
-		return true
-	case interface{ InMemory() bool }:
-		return r.InMemory()
-	default:
-		return false
-	}
+	m, ok := r.(interface{ InMemory() bool })
+	return ok && m.InMemory()
 }
 
 // Unwrap is for http.ResponseController.
