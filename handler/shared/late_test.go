@@ -1,6 +1,7 @@
 package shared
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"strings"
@@ -221,4 +222,84 @@ func (s *tardyLease) Create(ctx context.Context, key string, content []byte) (st
 		return "", &store.Error{Op: "create", Key: key, Err: context.Cause(ctx)}
 	}
 	return s.Store.Create(ctx, key, content)
+}
+
+// ownLease is a store that gives a lease, once, and does not say so.
+type ownLease struct {
+	store.Store
+	late atomic.Bool
+}
+
+// Create implements store.Store.
+func (s *ownLease) Create(ctx context.Context, key string, content []byte) (string, error) {
+	version, err := s.Store.Create(ctx, key, content)
+	if strings.HasPrefix(key, leasesPrefix) && !s.late.Swap(true) {
+		<-ctx.Done()
+		return "", &store.Error{Op: "create", Key: key, Err: context.Cause(ctx)}
+	}
+	return version, err
+}
+
+func TestLeaseThatThisNodeHasUnawaresIsNotWaitedFor(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		n, flows := besides(t, newOrigin(1), func(s store.Store) store.Store { return &ownLease{Store: s} })
+		o := newOrigin(8 << 20)
+		if took := n.pull(t, o); took > timeout+time.Second {
+			t.Errorf("took %v, want no more than %v and what the bytes take", took, timeout)
+		}
+		<-flows
+		settled()
+		o.wantSent(t, 8<<20)
+		if s := n.Stats(); s.TakenOver > 0 || s.Leases > 0 {
+			t.Errorf("it is nobody else's: %+v", s)
+		}
+		if _, err := n.head(t.Context(), blobKey(o.digest)); err != nil {
+			t.Errorf("it is not shared: %v", err)
+		}
+	})
+}
+
+// trickling is a store that brings a little of a blob at a time.
+type trickling struct {
+	store.Store
+	o     *origin
+	pause time.Duration
+}
+
+// Get implements store.Store.
+func (s *trickling) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, store.Info, error) {
+	body, info, err := s.Store.Get(ctx, key, offset, length)
+	if err != nil || key != blobKey(s.o.digest) {
+		return body, info, err
+	}
+	rest := bytes.NewReader(s.o.data[offset:])
+	trickle := readerFunc(func(p []byte) (int, error) {
+		select {
+		case <-time.After(s.pause):
+			return rest.Read(p[:min(len(p), 1<<10)])
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	})
+	return struct {
+		io.Reader
+		io.Closer
+	}{trickle, body}, info, nil
+}
+
+func TestBlobThatTricklesIsNoOutageWhileOthersFlow(t *testing.T) {
+	const size = 8 << 20
+	for _, pause := range []time.Duration{31 * time.Millisecond, 47 * time.Millisecond, 61 * time.Millisecond} {
+		bubble(t, pause.String(), func(t *testing.T) {
+			o := newOrigin(size)
+			n, flows := besides(t, o, func(s store.Store) store.Store { return &trickling{s, o, pause} })
+			if took, most := n.pull(t, o), mostLate*timeout*3/2; took > most {
+				t.Errorf("took %v, want no more than %v", took, most)
+			}
+			if s := n.Stats(); s.Outages > 0 {
+				t.Errorf("a store that brings bytes was left alone: %v", s.ReadsOut)
+			}
+			<-flows
+		})
+	}
 }

@@ -54,6 +54,7 @@ type watch struct {
 	record  record
 	version string
 	since   time.Time // when it was first seen so
+	tried   time.Time // when this node asked for it, and the store did not say whether it has it
 }
 
 // lease is one that this node holds.
@@ -102,7 +103,12 @@ func (w *watch) isFree() bool {
 	if expiry <= 0 || expiry > maxExpiry {
 		expiry = leaseExpiry
 	}
-	return !w.there || w.record.Holder == "" || time.Since(w.since) >= expiry
+	return !w.there || w.record.Holder == "" || w.isOwn() || time.Since(w.since) >= expiry
+}
+
+// isOwn reports whether the store has given the lease to this node after all.
+func (w *watch) isOwn() bool {
+	return w.record.Holder == w.tier.holder && !w.tried.IsZero() && w.record.Began.Equal(w.tried)
 }
 
 // claim takes the lease if it is free, as it was last seen, or is errHeld.
@@ -131,9 +137,10 @@ func (w *watch) claim(ctx context.Context) (*lease, error) {
 		}
 		return nil, err
 	case err != nil:
+		w.tried = l.record.Began
 		return nil, err
 	}
-	if w.there && w.record.Holder != "" {
+	if w.there && w.record.Holder != "" && !w.isOwn() {
 		w.tier.count.takenOver.Add(1)
 		w.tier.log.Info("lease taken over from a node that has gone away", zap.String("what", w.what), zap.Int64("parts", w.record.Parts))
 	}

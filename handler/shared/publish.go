@@ -126,13 +126,27 @@ func (p *publisher) publish() error {
 }
 
 // patiently has the store asked again while it has too much to do: others wait for what
-// this node brings, and would ask upstream.
+// this node brings, and would ask upstream. When all has arrived, they don't wait for
+// ever, and nor does it.
 func (p *publisher) patiently(do func() error) error {
 	err := do()
-	for n := 0; isBusy(err) && p.tier.pause(p.ctx, n) == nil; n++ {
+	for since, n := time.Now(), 0; isBusy(err) && time.Since(since) < p.tier.cfg.Wait && p.tier.pause(p.ctx, n) == nil; n++ {
+		if !p.hasEnded() {
+			since = time.Now()
+		}
 		err = do()
 	}
 	return err
+}
+
+// hasEnded reports whether the fill has.
+func (p *publisher) hasEnded() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // putWhole puts a blob that is no more than a part.

@@ -2,6 +2,7 @@ package shared
 
 import (
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -136,4 +137,26 @@ func TestHoldDoublesAndFades(t *testing.T) {
 	if got := h.hold(); got != 0 {
 		t.Errorf("%v after all was good for long", got)
 	}
+}
+
+// What a store does not take for long is not heaped up, as open blobs and leases.
+func TestStoreThatIsBusyForEverIsNotWaitedFor(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		m, o := quick(), newOrigin(4<<20)
+		m.Fault = func(op storetest.Op, key string) error {
+			if op == storetest.Put {
+				return busy(op, key)
+			}
+			return nil
+		}
+		n := newMachine(t, m, memoryDir(t), nil)
+		n.pull(t, o)
+		settled()
+		if leases := n.Stats().Leases; leases > 0 {
+			t.Errorf("%d leases of what is not being fetched any more", leases)
+		}
+		if keys := m.Keys(); !slices.Equal(keys, []string{versionKey}) {
+			t.Errorf("the store has %v", keys)
+		}
+	})
 }
