@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -220,18 +220,26 @@ type larder struct {
 // the default one. The environment may override everything.
 func newLarder(t testing.TB, upstreams []*testUpstream, environ []string) *larder {
 	t.Helper()
-	l := &larder{addr: freeAddr(t), stdout: new(lockedBuffer), stderr: new(lockedBuffer), done: make(chan struct{})}
+	l := &larder{stdout: new(lockedBuffer), stderr: new(lockedBuffer), done: make(chan struct{})}
 	var list []string
 	for _, u := range upstreams {
 		list = append(list, u.host+"=http://"+u.addr)
 	}
-	l.environ = append([]string{
-		"LARDER_ADDR=" + l.addr,
+	l.environ = []string{
 		"LARDER_ADMIN_ADDR=",
-		"LARDER_UPSTREAMS=" + cmp.Or(strings.Join(list, ","), "docker.io=http://"+freeAddr(t)),
 		"LARDER_CACHE_DIR=" + filepath.Join(t.TempDir(), "cache"),
 		"HOME=" + t.TempDir(),
-	}, environ...)
+	}
+	if len(list) == 0 && !sets(environ, "LARDER_UPSTREAMS") {
+		list = []string{"docker.io=http://" + freeAddr(t)}
+	}
+	if len(list) > 0 {
+		l.environ = append(l.environ, "LARDER_UPSTREAMS="+strings.Join(list, ","))
+	}
+	if !sets(environ, "LARDER_ADDR") {
+		l.environ = append(l.environ, "LARDER_ADDR="+freeAddr(t))
+	}
+	l.environ = append(l.environ, environ...)
 	for _, entry := range l.environ {
 		if v, ok := strings.CutPrefix(entry, "LARDER_ADDR="); ok {
 			l.addr = v
@@ -241,6 +249,11 @@ func newLarder(t testing.TB, upstreams []*testUpstream, environ []string) *larde
 		}
 	}
 	return l
+}
+
+// sets reports whether an environment sets a variable.
+func sets(environ []string, name string) bool {
+	return slices.ContainsFunc(environ, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
 }
 
 // runLarder calls run, which need not succeed.

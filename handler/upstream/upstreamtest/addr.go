@@ -14,9 +14,9 @@ import (
 // of several packages run at once, and what one of them has stopped must not come back as
 // what another has started.
 const (
-	firstPort = 10_000
+	firstPort = 7_000
 	lastPort  = 32_000
-	blockSize = 500
+	blockSize = 2_500 // more than the tests of any package take
 )
 
 // guard listens on the first port of this process's block for as long as the process
