@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"image"
 	"image/color"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/chromedp/cdproto"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/runtime"
@@ -107,13 +109,17 @@ func (b *browser) wantComplaints(t *testing.T, directives ...string) {
 // act has the browser do something, for not longer than a test's patience.
 func act[T any](t *testing.T, b *browser, action chromedp.Action[T]) T {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
-	defer cancel()
-	value, err := chromedp.Run(ctx, action)
+	value, err := attempt(b, action)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return value
+}
+
+func attempt[T any](b *browser, action chromedp.Action[T]) (T, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	return chromedp.Run(ctx, action)
 }
 
 func (b *browser) open(t *testing.T, url string) {
@@ -127,10 +133,17 @@ func eval[T any](t *testing.T, b *browser, expression string) T {
 	return act(t, b, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
 }
 
-// until waits for an expression to be true in the page.
+// until waits for an expression to be true in the page, or in the one after it: the
+// browser refuses to say what it is in a page that is just being left.
 func (b *browser) until(t *testing.T, expression string) {
 	t.Helper()
-	eventually(t, expression, func() bool { return eval[bool](t, b, expression) })
+	eventually(t, expression, func() bool {
+		yes, err := attempt(b, chromedp.Evaluate[bool](expression, chromedp.EvalAwaitPromise))
+		if _, refused := errors.AsType[*cdproto.Error](err); err != nil && !refused {
+			t.Fatal(err)
+		}
+		return yes
+	})
 }
 
 // shoot takes pictures of the page, light, dark and as wide as a phone.
